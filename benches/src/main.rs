@@ -1,0 +1,2 @@
+//! `insula-compare`.
+fn main() {}

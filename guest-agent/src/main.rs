@@ -1,0 +1,2 @@
+//! `insula-agent`.
+fn main() {}

@@ -1,0 +1,478 @@
+//! The messages.
+
+use std::fmt;
+
+use minicbor::{Decode, Encode};
+
+use super::frame::FrameError;
+use super::name::Name;
+use super::vps::{Exit, VpsInfo, VpsSpec};
+
+/// First message of both sides.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// [`MAJOR`](super::MAJOR) of the sender.
+    #[n(0)]
+    pub major: u16,
+    /// [`MINOR`](super::MINOR) of the sender.
+    #[n(1)]
+    pub minor: u16,
+    /// Which program of which version sends this.
+    #[n(2)]
+    pub build: String,
+    /// On the agent's own call to the host: the boot nonce. On a client's
+    /// call over TCP: the token. Else empty.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub secret: Vec<u8>,
+}
+
+/// The agent's last words before the guest powers off.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Goodbye {
+    /// Why the guest goes.
+    #[n(0)]
+    pub reason: GoodbyeReason,
+}
+
+/// Why a guest goes.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum GoodbyeReason {
+    /// It was asked to.
+    #[n(0)]
+    Requested,
+    /// The agent could not go on, and says why.
+    #[n(1)]
+    Failed(#[n(0)] String),
+}
+
+/// Facts about the agent and the kernel under it.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Info {
+    /// `uname -r`.
+    #[n(0)]
+    pub kernel: String,
+    /// CPUs online.
+    #[n(1)]
+    pub cpus: u32,
+    /// `MemTotal`, in bytes.
+    #[n(2)]
+    pub memory_bytes: u64,
+    /// `MemAvailable`, in bytes.
+    #[n(3)]
+    pub memory_available_bytes: u64,
+    /// Milliseconds since the kernel booted.
+    #[n(4)]
+    pub uptime_ms: u64,
+    /// Resident set of the agent, in bytes.
+    #[n(5)]
+    pub agent_resident_bytes: u64,
+    /// Templates that VPSs can start from.
+    #[n(6)]
+    pub templates: Vec<Name>,
+    /// Number of VPSs that are defined.
+    #[n(7)]
+    pub vps_count: u32,
+}
+
+/// Where a session runs.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum Target {
+    /// The machine itself: a microVM's root, or the host that the agent runs on.
+    #[n(0)]
+    Machine,
+    /// A running VPS.
+    #[n(1)]
+    Vps(#[n(0)] Name),
+}
+
+/// A terminal to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Terminal {
+    /// Rows.
+    #[n(0)]
+    pub rows: u16,
+    /// Columns.
+    #[n(1)]
+    pub columns: u16,
+}
+
+/// Asks for a process in a machine or a VPS; the connection becomes its session.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Exec {
+    /// Where.
+    #[n(0)]
+    pub target: Target,
+    /// Program and arguments; the program is looked up in the target's `PATH`.
+    #[n(1)]
+    pub argv: Vec<String>,
+    /// Environment, `NAME=value`, added to the target's minimal one.
+    #[n(2)]
+    pub env: Vec<String>,
+    /// Working directory; `/` (a user's home when there is a user) when absent.
+    #[n(3)]
+    pub cwd: Option<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`; root when absent.
+    #[n(4)]
+    pub user: Option<String>,
+    /// Run on a terminal of this size, else on three pipes.
+    #[n(5)]
+    pub terminal: Option<Terminal>,
+}
+
+/// Asks for a VPS that lives as long as its init, whose standard streams are
+/// the session: created, started, waited for and destroyed.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Run {
+    /// The VPS.
+    #[n(0)]
+    pub spec: VpsSpec,
+    /// Environment, `NAME=value`, added to the minimal one.
+    #[n(1)]
+    pub env: Vec<String>,
+    /// Run on a terminal of this size, else on three pipes.
+    #[n(2)]
+    pub terminal: Option<Terminal>,
+}
+
+/// Attaches to a VPS's console: its recent output, then what follows.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Console {
+    /// The VPS.
+    #[n(0)]
+    pub name: Name,
+}
+
+/// Writes a file of the machine from the session's [`Message::Stdin`] data,
+/// through a temporary name, so that it appears whole.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Put {
+    /// Absolute path; missing directories are made.
+    #[n(0)]
+    pub path: String,
+    /// Permission bits.
+    #[n(1)]
+    pub mode: u32,
+}
+
+/// Reads a file of the machine into [`Message::Stdout`] data.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Get {
+    /// Absolute path.
+    #[n(0)]
+    pub path: String,
+}
+
+/// Asks for events from a number on; the connection becomes their stream.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Subscribe {
+    /// First sequence number wanted; 0 for all that is kept.
+    #[n(0)]
+    pub since: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Event {
+    /// Counts up by one.
+    #[n(0)]
+    pub sequence: u64,
+    /// Milliseconds since the kernel booted.
+    #[n(1)]
+    pub at_ms: u64,
+    /// The VPS that it happened to.
+    #[n(2)]
+    pub name: Name,
+    /// What.
+    #[n(3)]
+    pub kind: EventKind,
+}
+
+/// What happened to a VPS.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum EventKind {
+    /// It was defined.
+    #[n(0)]
+    Created,
+    /// Its init started.
+    #[n(1)]
+    Started,
+    /// It rebooted and its init started again.
+    #[n(2)]
+    Rebooted,
+    /// It ended and stays down.
+    #[n(3)]
+    Ended(#[n(0)] Exit),
+    /// It failed.
+    #[n(4)]
+    Failed(#[n(0)] String),
+    /// It was destroyed.
+    #[n(5)]
+    Destroyed,
+    /// The kernel killed a process of it for want of memory.
+    #[n(6)]
+    OutOfMemory,
+}
+
+/// Names a VPS.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct VpsNamed {
+    /// The VPS.
+    #[n(0)]
+    pub name: Name,
+}
+
+/// Asks a VPS to stop.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct VpsStop {
+    /// The VPS.
+    #[n(0)]
+    pub name: Name,
+    /// Milliseconds to wait before it is killed; 0 kills at once.
+    #[n(1)]
+    pub timeout_ms: u32,
+    /// Start it again afterwards.
+    #[n(2)]
+    pub restart: bool,
+}
+
+/// Asks for a VPS's end, data included.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct VpsDestroy {
+    /// The VPS.
+    #[n(0)]
+    pub name: Name,
+    /// Kill it if it runs; else a running VPS is refused.
+    #[n(1)]
+    pub force: bool,
+}
+
+/// A session's process was started.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Started {
+    /// PID as the agent sees it.
+    #[n(0)]
+    pub pid: u32,
+}
+
+/// The session's terminal has a new size.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Resize {
+    /// The size.
+    #[n(0)]
+    pub terminal: Terminal,
+}
+
+/// Sends a signal to the session's process.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Signal {
+    /// The signal's number on x86-64 Linux.
+    #[n(0)]
+    pub signal: u8,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Failure {
+    /// What kind of failure, for programs.
+    #[n(0)]
+    pub code: Code,
+    /// What was tried, with which name or file, and what to do, for people.
+    #[n(1)]
+    pub message: String,
+    /// The kernel's error number where there was one.
+    #[n(2)]
+    pub errno: Option<i32>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What kind of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Code {
+    /// The request makes no sense as it is.
+    #[n(0)]
+    Invalid,
+    /// Nothing has that name.
+    #[n(1)]
+    NotFound,
+    /// The name is taken.
+    #[n(2)]
+    Exists,
+    /// It can't be done in the state that the VPS is in.
+    #[n(3)]
+    State,
+    /// Not known to this agent.
+    #[n(4)]
+    Unsupported,
+    /// Out of memory, disk, processes or another resource.
+    #[n(5)]
+    Exhausted,
+    /// The secret in the hello is wrong.
+    #[n(6)]
+    Denied,
+    /// The program could not be executed: 127 not found.
+    #[n(7)]
+    CommandNotFound,
+    /// The program could not be executed: 126 not executable.
+    #[n(8)]
+    CommandNotExecutable,
+    /// Anything else.
+    #[n(9)]
+    Internal,
+}
+
+macro_rules! messages {
+    (
+        cbor { $( $(#[$meta:meta])* $variant:ident($body:ty) = $kind:literal, )* }
+        raw { $( $(#[$raw_meta:meta])* $raw:ident = $raw_kind:literal, )* }
+        bare { $( $(#[$bare_meta:meta])* $bare:ident = $bare_kind:literal, )* }
+    ) => {
+        /// Every message. The number behind each is its kind byte on the wire.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Message {
+            $( $(#[$meta])* $variant($body), )*
+            $( $(#[$raw_meta])* $raw(Vec<u8>), )*
+            $( $(#[$bare_meta])* $bare, )*
+        }
+
+        impl Message {
+            /// The kind byte.
+            pub fn kind(&self) -> u8 {
+                match self {
+                    $( Self::$variant(_) => $kind, )*
+                    $( Self::$raw(_) => $raw_kind, )*
+                    $( Self::$bare => $bare_kind, )*
+                }
+            }
+
+            /// Appends the body's wire form.
+            pub(super) fn encode_body(&self, out: &mut Vec<u8>) {
+                match self {
+                    $( Self::$variant(body) => encode(body, out), )*
+                    $( Self::$raw(bytes) => out.extend_from_slice(bytes), )*
+                    $( Self::$bare => {} )*
+                }
+            }
+
+            /// Reads a body of the given kind.
+            ///
+            /// # Errors
+            /// An unknown kind, or a body that is not what the kind promises.
+            pub fn decode(kind: u8, body: &[u8]) -> Result<Self, FrameError> {
+                let result = match kind {
+                    $( $kind => minicbor::decode(body).map(Self::$variant), )*
+                    $( $raw_kind => Ok(Self::$raw(body.to_vec())), )*
+                    $( $bare_kind => Ok(Self::$bare), )*
+                    _ => return Err(FrameError::Kind(kind)),
+                };
+                result.map_err(|source| FrameError::Body { kind, source })
+            }
+        }
+    };
+}
+
+messages! {
+    cbor {
+        /// First message of both sides.
+        Hello(Hello) = 1,
+        /// The guest goes.
+        Goodbye(Goodbye) = 2,
+        /// A request failed; ends a session.
+        Error(Failure) = 3,
+
+        /// Define a VPS. Answer: `Vps`.
+        VpsCreate(VpsSpec) = 16,
+        /// Start a VPS; answered when its init was executed. Answer: `Vps`.
+        VpsStart(VpsNamed) = 17,
+        /// Stop (or restart) a VPS; answered when it is down (up again). Answer: `Vps`.
+        VpsStop(VpsStop) = 18,
+        /// Destroy a VPS and its data. Answer: `Done`.
+        VpsDestroy(VpsDestroy) = 19,
+        /// Ask how a VPS is. Answer: `Vps`.
+        VpsGet(VpsNamed) = 20,
+
+        /// Session: a process.
+        Exec(Exec) = 32,
+        /// Session: a VPS as long as its init.
+        Run(Run) = 33,
+        /// Session: a VPS's console.
+        Console(Console) = 34,
+        /// Session: write a file of the machine.
+        Put(Put) = 35,
+        /// Session: read a file of the machine.
+        Get(Get) = 36,
+        /// Session: events.
+        Subscribe(Subscribe) = 37,
+
+        /// In a session: the terminal's new size.
+        Resize(Resize) = 48,
+        /// In a session: send a signal.
+        Signal(Signal) = 49,
+        /// In a session: its process runs.
+        Started(Started) = 50,
+        /// Last of a session: how its process ended, after all its output.
+        Exited(Exit) = 51,
+        /// In an event stream.
+        Event(Event) = 52,
+
+        /// Answer: the agent and its kernel.
+        Info(Info) = 64,
+        /// Answer: one VPS.
+        Vps(VpsInfo) = 65,
+        /// Answer: all VPSs, by name.
+        VpsAll(Vec<VpsInfo>) = 66,
+    }
+    raw {
+        /// In a session: bytes for standard input, or of a file to write.
+        Stdin = 56,
+        /// In a session: bytes of standard output (or of the terminal, or of a file).
+        Stdout = 57,
+        /// In a session: bytes of standard error.
+        Stderr = 58,
+    }
+    bare {
+        /// Answer: done. Last of a `Put` or `Get` session.
+        Done = 4,
+        /// Is anybody there? Answer: `Done`.
+        Ping = 5,
+        /// Ask for the agent's facts. Answer: `Info`.
+        GetInfo = 6,
+        /// Stop all VPSs and power the guest off (a service just ends). Answer: `Done`, then the connection closes.
+        PowerOff = 7,
+        /// Ask for all VPSs. Answer: `VpsAll`.
+        VpsList = 8,
+        /// In a session: no more standard input.
+        StdinEof = 59,
+    }
+}
+
+fn encode<T: Encode<()>>(body: &T, out: &mut Vec<u8>) {
+    // Writing to a vector cannot fail, and our own types always encode.
+    let written = minicbor::encode(body, &mut *out);
+    debug_assert!(written.is_ok(), "our own messages encode");
+}

@@ -1,0 +1,48 @@
+//! What host and guest say to each other.
+//!
+//! A connection (vsock in a guest, a Unix or TCP socket on a host) carries
+//! [frames](frame): `u32 length | u8 kind | u32 request id | body`, little
+//! endian. The first frame in each direction is a [`Hello`]; after that the
+//! client sends [requests](Message) and the agent answers each with a reply
+//! of the same request id. Bodies are CBOR maps with integer keys, so that a
+//! field can be added without breaking an older peer: unknown keys are
+//! skipped, absent optional keys are `None`. The bodies of stream data frames
+//! ([`Message::Stdin`] and so on) are the raw bytes.
+//!
+//! Control and streams are apart: [`Exec`], [`Run`], [`Console`], [`Put`],
+//! [`Get`] and [`Subscribe`] turn the connection that they are sent on into a
+//! session, whose last frame from the agent is [`Message::Exited`],
+//! [`Message::Done`] or [`Message::Error`].
+//!
+//! Everything that arrives is untrusted: lengths are checked before anything
+//! is allocated, names are validated when they are decoded.
+
+pub mod boot;
+pub mod frame;
+pub mod message;
+pub mod name;
+pub mod vps;
+
+pub use boot::{BootConfig, Disk, DiskRole};
+pub use frame::{Decoder, Frame, FrameError, MAX_FRAME};
+pub use message::{
+    Code, Console, Event, EventKind, Exec, Failure, Get, Goodbye, GoodbyeReason, Hello, Info,
+    Message, Put, Resize, Run, Signal, Started, Subscribe, Target, Terminal, VpsDestroy, VpsNamed,
+    VpsStop,
+};
+pub use name::{Name, NameError};
+pub use vps::{Exit, Init, Limits, RestartPolicy, Usage, VpsInfo, VpsSpec, VpsState};
+
+/// Major version of the protocol: peers of different majors refuse each other.
+pub const MAJOR: u16 = 1;
+/// Minor version: grows with each compatible addition.
+pub const MINOR: u16 = 0;
+
+/// The vsock port that the agent listens on. Below 1024, because only
+/// `CAP_NET_BIND_SERVICE` in the initial user namespace may bind there, so
+/// that no VPS can take the agent's place.
+pub const AGENT_PORT: u32 = 100;
+/// The host's vsock port that the agent dials first of all, to say hello.
+pub const HOST_PORT: u32 = 101;
+/// Where the agent finds its [`BootConfig`] in the initramfs.
+pub const BOOT_CONFIG_PATH: &str = "/etc/insula/boot.cbor";

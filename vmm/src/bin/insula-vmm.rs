@@ -1,0 +1,2 @@
+//! `insula-vmm`: one virtual machine, one process.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `insula`: the command line.
+fn main() {}

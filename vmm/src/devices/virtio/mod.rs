@@ -1,0 +1,14 @@
+//! Virtio devices (Virtual I/O Device specification, version 1.2) over the
+//! MMIO transport.
+//!
+//! [`mmio::Transport`] is what sits on the bus: registers, feature negotiation
+//! and the status state machine. Behind it is a [`VirtioDevice`], which gets
+//! its queues when the driver says `DRIVER_OK` and gives them back on reset.
+
+pub mod mmio;
+
+mod device;
+mod interrupt;
+
+pub use device::{Activation, ActivateError, VirtioDevice};
+pub use interrupt::Interrupt;

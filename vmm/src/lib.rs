@@ -1,0 +1,1 @@
+//! One machine, from configuration to exit.
