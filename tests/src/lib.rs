@@ -1,1 +1,15 @@
-//! End-to-end test harness.
+//! The harness of the end-to-end tests.
+//!
+//! The tests are black-box: they run the `insula` command as a user would,
+//! and look at what it prints, at its exit code, and at what it leaves
+//! behind. Where there is hardware KVM the guests run on it, else `insula`
+//! takes them into the lab by itself, and so do the tests: the same commands,
+//! the same assertions.
+
+mod command;
+mod host;
+mod program;
+
+pub use command::{Finished, Invocation};
+pub use host::{Footprint, GuestName, footprint, host, json};
+pub use program::insula;
