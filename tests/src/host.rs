@@ -106,7 +106,7 @@ pub struct Footprint(BTreeSet<String>);
 
 impl Footprint {
     /// What is here that was not in `before`.
-    pub fn beyond<'a>(&'a self, before: &Self) -> Vec<&'a str> {
+    pub fn beyond<'a>(&'a self, before: &'a Self) -> Vec<&'a str> {
         self.0.difference(&before.0).map(String::as_str).collect()
     }
 }
