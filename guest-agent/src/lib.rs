@@ -5,4 +5,8 @@
 //! [`protocol`] is what host and guest say to each other; both sides compile
 //! the same module, so a message exists once.
 
+#[cfg(feature = "agent")]
+pub mod oneshot;
 pub mod protocol;
+#[cfg(feature = "agent")]
+pub mod vps;

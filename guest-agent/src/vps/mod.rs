@@ -1,0 +1,24 @@
+//! The partitioning of a Linux kernel into virtual private servers.
+//!
+//! The same code runs as part of PID 1 in a guest and as a service, or one
+//! shot, on a bare host. It belongs in a **single-threaded** process: between
+//! `clone3` and `execve` the child runs ordinary Rust.
+//!
+//! Waiting is the caller's: every [`Process`] is a direct child of the
+//! calling process, whose one waiter reaps it (`waitid`), reads the status
+//! with [`exit::from_wait`] and then tells the engine. Processes that the
+//! engine forks for itself are reaped inside its own calls, except the
+//! remover of [`Engine::destroy`], whose end the waiter may ignore.
+
+pub mod engine;
+pub mod error;
+pub mod exit;
+pub mod idmap;
+pub mod step;
+pub mod template;
+
+pub use engine::{Engine, EngineConfig, Io, Process, Running, Start, Vps};
+pub use error::Error;
+pub use idmap::IdRange;
+pub use step::Step;
+pub use template::{Template, TemplateSource};
