@@ -1,5 +1,7 @@
 //! End-to-end tests: what a user would do, with real guests on real KVM.
 
+#![allow(clippy::panic, clippy::unwrap_used)]
+
 mod boot;
 mod compare;
 mod faults;

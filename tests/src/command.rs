@@ -141,6 +141,7 @@ impl Finished {
     /// # Panics
     /// If it did not.
     #[track_caller]
+    #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use)]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code(), code, "{self}");
         for word in words {
