@@ -1,0 +1,2 @@
+//! The comparison of isolation models.
+#![cfg(feature = "compare")]
