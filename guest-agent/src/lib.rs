@@ -5,8 +5,6 @@
 //! [`protocol`] is what host and guest say to each other; both sides compile
 //! the same module, so a message exists once.
 
-#[cfg(feature = "agent")]
-pub mod oneshot;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod protocol;
-#[cfg(feature = "agent")]
-pub mod vps;

@@ -287,6 +287,20 @@ pub struct Signal {
     pub signal: u8,
 }
 
+/// Lets the client send more standard input.
+///
+/// A client may have at most [`STDIN_WINDOW`](super::STDIN_WINDOW) bytes of
+/// `Stdin` on the way; each credit gives back what the session has taken. So
+/// a process that doesn't read its input never keeps a signal or a resize,
+/// which travel on the same connection, from being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StdinCredit {
+    /// Bytes taken since the last credit.
+    #[n(0)]
+    pub bytes: u32,
+}
+
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]
@@ -439,6 +453,8 @@ messages! {
         Exited(Exit) = 51,
         /// In an event stream.
         Event(Event) = 52,
+        /// In a session: more standard input may be sent.
+        StdinCredit(StdinCredit) = 53,
 
         /// Answer: the agent and its kernel.
         Info(Info) = 64,

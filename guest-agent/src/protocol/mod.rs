@@ -27,8 +27,8 @@ pub use boot::{BootConfig, Disk, DiskRole};
 pub use frame::{Decoder, Frame, FrameError, MAX_FRAME};
 pub use message::{
     Code, Console, Event, EventKind, Exec, Failure, Get, Goodbye, GoodbyeReason, Hello, Info,
-    Message, Put, Resize, Run, Signal, Started, Subscribe, Target, Terminal, VpsDestroy, VpsNamed,
-    VpsStop,
+    Message, Put, Resize, Run, Signal, Started, StdinCredit, Subscribe, Target, Terminal,
+    VpsDestroy, VpsNamed, VpsStop,
 };
 pub use name::{Name, NameError};
 pub use vps::{Exit, Init, Limits, RestartPolicy, Usage, VpsInfo, VpsSpec, VpsState};
@@ -44,5 +44,10 @@ pub const MINOR: u16 = 0;
 pub const AGENT_PORT: u32 = 100;
 /// The host's vsock port that the agent dials first of all, to say hello.
 pub const HOST_PORT: u32 = 101;
+/// Bytes of [`Message::Stdin`] that a client may have on the way in one
+/// session before it must wait for a [`Message::StdinCredit`].
+pub const STDIN_WINDOW: usize = 256 * 1024;
+/// Most bytes that one data frame should carry: a pipe's worth.
+pub const CHUNK: usize = 64 * 1024;
 /// Where the agent finds its [`BootConfig`] in the initramfs.
 pub const BOOT_CONFIG_PATH: &str = "/etc/insula/boot.cbor";
