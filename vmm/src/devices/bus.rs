@@ -168,12 +168,27 @@ mod tests {
     #[test]
     fn refuses_empty_overflowing_and_overlapping_ranges() {
         let mut bus = Bus::new();
-        assert!(matches!(bus.insert(1, 0, device()), Err(BusError::InvalidRange { .. })));
-        assert!(matches!(bus.insert(u64::MAX, 2, device()), Err(BusError::InvalidRange { .. })));
+        assert!(matches!(
+            bus.insert(1, 0, device()),
+            Err(BusError::InvalidRange { .. })
+        ));
+        assert!(matches!(
+            bus.insert(u64::MAX, 2, device()),
+            Err(BusError::InvalidRange { .. })
+        ));
         bus.insert(0x100, 0x10, device()).unwrap();
         bus.insert(u64::MAX, 1, device()).unwrap();
-        for (base, len) in [(0x100, 1), (0x10f, 1), (0xf0, 0x11), (0, u64::MAX), (0x108, 0x100)] {
-            assert!(matches!(bus.insert(base, len, device()), Err(BusError::Overlap { .. })));
+        for (base, len) in [
+            (0x100, 1),
+            (0x10f, 1),
+            (0xf0, 0x11),
+            (0, u64::MAX),
+            (0x108, 0x100),
+        ] {
+            assert!(matches!(
+                bus.insert(base, len, device()),
+                Err(BusError::Overlap { .. })
+            ));
         }
         bus.insert(0xf0, 0x10, device()).unwrap();
         bus.insert(0x110, 0x10, device()).unwrap();

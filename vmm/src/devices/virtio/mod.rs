@@ -5,10 +5,13 @@
 //! and the status state machine. Behind it is a [`VirtioDevice`], which gets
 //! its queues when the driver says `DRIVER_OK` and gives them back on reset.
 
+pub mod block;
+pub mod chain;
 pub mod mmio;
+pub mod ring;
 
 mod device;
 mod interrupt;
 
-pub use device::{Activation, ActivateError, VirtioDevice};
+pub use device::{ActivateError, Activation, VirtioDevice};
 pub use interrupt::Interrupt;

@@ -53,7 +53,11 @@ impl Transport {
     /// # Errors
     /// The process is out of file descriptors.
     pub fn new(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
-        let queues = device.queue_sizes().iter().map(|&max| QueueRegisters::new(max)).collect();
+        let queues = device
+            .queue_sizes()
+            .iter()
+            .map(|&max| QueueRegisters::new(max))
+            .collect();
         Ok(Self {
             device,
             memory,
@@ -209,9 +213,16 @@ impl Transport {
         if value & self.status != self.status || self.has(status::FAILED) {
             return;
         }
-        let sequence =
-            [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK, status::DRIVER_OK];
-        let next = sequence.into_iter().find(|&bit| !self.has(bit)).unwrap_or(0);
+        let sequence = [
+            status::ACKNOWLEDGE,
+            status::DRIVER,
+            status::FEATURES_OK,
+            status::DRIVER_OK,
+        ];
+        let next = sequence
+            .into_iter()
+            .find(|&bit| !self.has(bit))
+            .unwrap_or(0);
         match value & !self.status {
             0 => {}
             added if added & status::FAILED != 0 => self.status |= status::FAILED,
@@ -260,7 +271,9 @@ impl Transport {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.device.config();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(config.len());
         let available = &config[start..];
         let len = available.len().min(data.len());
         data[..len].copy_from_slice(&available[..len]);

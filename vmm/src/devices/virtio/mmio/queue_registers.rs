@@ -19,7 +19,14 @@ pub(super) struct QueueRegisters {
 
 impl QueueRegisters {
     pub(super) fn new(max_size: u16) -> Self {
-        Self { max_size, size: 0, ready: false, descriptors: 0, driver: 0, device: 0 }
+        Self {
+            max_size,
+            size: 0,
+            ready: false,
+            descriptors: 0,
+            driver: 0,
+            device: 0,
+        }
     }
 
     /// The queue that these registers describe.
@@ -33,21 +40,28 @@ impl QueueRegisters {
         event_idx: bool,
         memory: &GuestMemoryMmap,
     ) -> Result<Queue, ActivateError> {
-        self.try_build(event_idx, memory).ok_or(ActivateError::Queue {
-            index,
-            size: self.size,
-            descriptors: self.descriptors,
-            driver: self.driver,
-            device: self.device,
-        })
+        self.try_build(event_idx, memory)
+            .ok_or(ActivateError::Queue {
+                index,
+                size: self.size,
+                descriptors: self.descriptors,
+                driver: self.driver,
+                device: self.device,
+            })
     }
 
     fn try_build(&self, event_idx: bool, memory: &GuestMemoryMmap) -> Option<Queue> {
         let mut queue = Queue::new(self.max_size).ok()?;
         queue.try_set_size(u16::try_from(self.size).ok()?).ok()?;
-        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
-        queue.try_set_avail_ring_address(GuestAddress(self.driver)).ok()?;
-        queue.try_set_used_ring_address(GuestAddress(self.device)).ok()?;
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.driver))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(GuestAddress(self.device))
+            .ok()?;
         queue.set_event_idx(event_idx);
         queue.set_ready(self.ready);
         // The queue type takes an available ring at address 0 for one that was
