@@ -1,0 +1,436 @@
+//! Launching a guest.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use guest_agent::protocol::{BootConfig, Disk, DiskRole, Name};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::boot_segment::boot_segment;
+use super::error::{Ended, GuestError, StartFailure};
+use super::process::timespec;
+use super::rundir::GuestDir;
+use super::running::{Guest, release};
+use super::spawn::{find_vmm, spawn};
+use super::spec::{Drive, GuestSpec};
+use super::status::GuestRecord;
+use crate::config::{
+    BootArgs, BootNonce, BootSource, ConsoleConfig, DriveConfig, Drives, GuestCid, HugePages,
+    InitrdPaths, MachineConfig, Readiness, Resources, Version, VsockConfig,
+};
+
+/// What every guest kernel is told: a console that only speaks when something
+/// is wrong, a reset by keyboard controller, and a panic that is a reset.
+const BASE_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
+
+/// How much longer than the machine process its starter waits: the process
+/// itself ends a guest that is late, and knows better what to say.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Bytes of the console that are shown of a guest that did not come up.
+const TAIL: usize = 2048;
+
+/// Longest line on the ready pipe.
+const MAX_READY_LINE: u64 = 64 * 1024;
+
+/// A name that is taken and a directory that is locked, for a guest that is
+/// about to start. Dropped without being started, it leaves nothing.
+#[derive(Debug)]
+pub struct Reservation {
+    dir: GuestDir,
+    lock: Option<File>,
+}
+
+impl Reservation {
+    pub(super) fn new(dir: GuestDir, lock: File) -> Self {
+        Self {
+            dir,
+            lock: Some(lock),
+        }
+    }
+
+    /// The guest's directory, for files that shall live as long as the guest.
+    pub fn dir(&self) -> &GuestDir {
+        &self.dir
+    }
+
+    /// Starts the guest and waits until its agent has said hello. A byte to
+    /// read on `interrupt` gives up.
+    ///
+    /// # Errors
+    /// A [`GuestError`] that says why not; nothing of the guest is left then.
+    pub fn start(
+        mut self,
+        spec: &GuestSpec,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<Guest, GuestError> {
+        let Some(lock) = self.lock.take() else {
+            return Err(GuestError::NameTaken {
+                name: self.dir.name().clone(),
+            });
+        };
+        let started = start(&self.dir, &lock, spec, interrupt);
+        if started.is_err() {
+            self.lock = Some(lock); // so that dropping us removes the directory
+        }
+        started
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.lock.take().is_some() {
+            // An error here has nobody to go to; the next command tries again.
+            let _ = release(&self.dir);
+        }
+    }
+}
+
+fn start(
+    dir: &GuestDir,
+    lock: &File,
+    spec: &GuestSpec,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Guest, GuestError> {
+    check_files(dir.name(), spec)?;
+    let mut nonce = [0; 16];
+    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+        .map_err(|source| GuestError::io("draw a nonce from", Path::new("getrandom"), source))?;
+
+    write_private(
+        &dir.boot_segment_path(),
+        &boot_segment(&boot_config(dir, spec, nonce)),
+    )?;
+    let config = machine_config(dir, spec, nonce).map_err(|reason| GuestError::Invalid {
+        name: dir.name().clone(),
+        reason,
+    })?;
+    write_private(&dir.config_path(), config.to_json().as_bytes())?;
+    let record = serde_json::to_vec(&record(spec)).unwrap_or_default();
+    write_private(&dir.record_path(), &record)?;
+
+    let (ready, ready_child) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|source| GuestError::io("make", Path::new("a pipe"), source))?;
+    let child = spawn(
+        &find_vmm(),
+        dir,
+        lock.as_fd(),
+        ready_child.as_fd(),
+        spec.ephemeral,
+    )?;
+    drop(ready_child);
+    let mut starting = Starting { child: Some(child) };
+
+    let patience = Duration::from_millis(u64::from(spec.ready_timeout.get())) + GRACE;
+    match wait_ready(&File::from(ready), patience, interrupt) {
+        Ready::Yes(spans) => match starting.child.take() {
+            Some(child) => Ok(Guest::new(dir.clone(), child, spec.ephemeral, spans)),
+            None => Err(start_failure(dir, Ended::Vmm, String::new())),
+        },
+        Ready::Interrupted => Err(GuestError::Interrupted {
+            name: dir.name().clone(),
+        }),
+        Ready::Late => {
+            drop(starting);
+            let message = format!(
+                "not ready within {} ms: it took no notice of its own time limit",
+                patience.as_millis()
+            );
+            Err(start_failure(dir, Ended::NeverReady, message))
+        }
+        Ready::No(message) => {
+            let ended = starting.end();
+            Err(start_failure(dir, ended, message))
+        }
+    }
+}
+
+/// A machine process that is killed when its start comes to nothing.
+struct Starting {
+    child: Option<Child>,
+}
+
+impl Starting {
+    /// Waits for the process, which has said or shown that it is about to end.
+    fn end(&mut self) -> Ended {
+        let Some(mut child) = self.child.take() else {
+            return Ended::Vmm;
+        };
+        let end = Instant::now() + GRACE;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return ended(status),
+                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+                _ => {
+                    kill(&mut child);
+                    return Ended::Vmm;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill(&mut child);
+        }
+    }
+}
+
+/// Kills and reaps. Both fail only for a process that is gone.
+pub(super) fn kill(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// How a machine process ended, from what `wait` says.
+pub(super) fn ended(status: ExitStatus) -> Ended {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::from_exit_code(code as u8),
+        (None, Some(signal)) => Ended::Signal(signal as u8),
+        (None, None) => Ended::Vmm,
+    }
+}
+
+enum Ready {
+    Yes(BTreeMap<String, u64>),
+    No(String),
+    Late,
+    Interrupted,
+}
+
+/// Waits for the line on the ready pipe: `{"ready":…}` or `{"error":…}`. The
+/// pipe's end without a line is a process that ended.
+fn wait_ready(ready: &File, patience: Duration, interrupt: Option<BorrowedFd<'_>>) -> Ready {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = vec![PollFd::new(ready, PollFlags::IN)];
+        if let Some(interrupt) = &interrupt {
+            fds.push(PollFd::new(interrupt, PollFlags::IN));
+        }
+        match poll(&mut fds, Some(&timespec(left))) {
+            Ok(0) => return Ready::Late,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Ready::No(format!("waiting for it failed: {error}")),
+        }
+        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+            return Ready::Interrupted;
+        }
+        if !fds[0].revents().is_empty() {
+            let mut line = String::new();
+            // The process closes the pipe after its line, so this ends.
+            if let Err(error) = ready.take(MAX_READY_LINE).read_to_string(&mut line) {
+                return Ready::No(format!("its answer cannot be read: {error}"));
+            }
+            return ready_line(&line);
+        }
+    }
+}
+
+fn ready_line(line: &str) -> Ready {
+    let Ok(answer) = serde_json::from_str::<serde_json::Value>(line) else {
+        return Ready::No(String::new());
+    };
+    if let Some(ready) = answer.get("ready") {
+        let spans = ready.get("spans").and_then(|spans| spans.as_object());
+        let reached = spans.into_iter().flatten();
+        return Ready::Yes(
+            reached
+                .filter_map(|(step, ns)| Some((step.clone(), ns.as_u64()?)))
+                .collect(),
+        );
+    }
+    let error = answer.get("error");
+    let message = error
+        .and_then(|error| error.as_str().or_else(|| error.get("message")?.as_str()))
+        .unwrap_or_default();
+    Ready::No(message.to_owned())
+}
+
+fn start_failure(dir: &GuestDir, ended: Ended, said: String) -> GuestError {
+    let message = if said.is_empty() {
+        let log = dir.vmm_log_tail(TAIL);
+        if log.is_empty() {
+            ended.to_string()
+        } else {
+            format!("{ended}: {log}")
+        }
+    } else if ended == Ended::NeverReady && !said.contains("not ready") {
+        format!("not ready in time: {said}")
+    } else {
+        said
+    };
+    GuestError::Start {
+        name: dir.name().clone(),
+        failure: StartFailure {
+            ended,
+            message,
+            console: dir.console_tail(TAIL),
+        },
+    }
+}
+
+/// Names a file that is not there before a process is started to find out.
+fn check_files(name: &Name, spec: &GuestSpec) -> Result<(), GuestError> {
+    let kernel = [("the kernel", &spec.kernel)];
+    let initrds = spec.initrds.iter().map(|path| ("the initramfs", path));
+    let drives = spec.drives.iter().map(|drive| match drive.role {
+        DiskRole::Template(_) => ("the template", &drive.path),
+        DiskRole::Data => ("the data disk", &drive.path),
+    });
+    for (what, path) in kernel.into_iter().chain(initrds).chain(drives) {
+        let opened = File::open(path).and_then(|file| {
+            if file.metadata()?.is_dir() {
+                return Err(io::Error::from(ErrorKind::IsADirectory));
+            }
+            Ok(())
+        });
+        if let Err(source) = opened {
+            return Err(GuestError::Missing {
+                name: name.clone(),
+                what,
+                path: path.clone(),
+                source,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn boot_config(dir: &GuestDir, spec: &GuestSpec, nonce: [u8; 16]) -> BootConfig {
+    BootConfig {
+        nonce,
+        hostname: dir.name().clone(),
+        disks: spec
+            .drives
+            .iter()
+            .map(|drive| Disk {
+                role: drive.role.clone(),
+            })
+            .collect(),
+        wall_clock_ns: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos() as u64),
+        machine_root: spec.machine_root.clone(),
+    }
+}
+
+fn machine_config(
+    dir: &GuestDir,
+    spec: &GuestSpec,
+    nonce: [u8; 16],
+) -> Result<MachineConfig, String> {
+    let cmdline = [BASE_CMDLINE, spec.cmdline.trim()].join(" ");
+    let mut initrds = spec.initrds.clone();
+    initrds.push(dir.boot_segment_path());
+    let drives = spec
+        .drives
+        .iter()
+        .enumerate()
+        .map(drive_config)
+        .collect::<Vec<_>>();
+    Ok(MachineConfig {
+        version: Version::CURRENT,
+        machine: Resources {
+            vcpu_count: spec.vcpus,
+            mem_size_mib: spec.memory,
+            huge_pages: HugePages::default(),
+        },
+        boot_source: BootSource {
+            kernel_image_path: spec.kernel.clone(),
+            boot_args: BootArgs::try_from(cmdline.trim_end().to_owned())?,
+            initrd_paths: InitrdPaths::try_from(initrds)?,
+        },
+        drives: Drives::try_from(drives)?,
+        vsock: Some(VsockConfig {
+            guest_cid: GuestCid::DEFAULT,
+            uds_path: dir.vsock_path(),
+        }),
+        console: Some(ConsoleConfig {
+            log_path: dir.console_path(),
+        }),
+        readiness: Some(Readiness {
+            ready_timeout_ms: spec.ready_timeout,
+            boot_nonce: BootNonce::new(nonce),
+        }),
+    })
+}
+
+/// The serial number tells a drive apart in the guest: role and place.
+fn drive_config((index, drive): (usize, &Drive)) -> DriveConfig {
+    let (kind, is_read_only) = match drive.role {
+        DiskRole::Template(_) => ("template", true),
+        DiskRole::Data => ("data", false),
+    };
+    DriveConfig {
+        drive_id: format!("{kind}-{index}"),
+        path_on_host: drive.path.clone(),
+        is_read_only,
+    }
+}
+
+fn record(spec: &GuestSpec) -> GuestRecord {
+    GuestRecord {
+        vcpus: spec.vcpus.get(),
+        memory_bytes: spec.memory.bytes(),
+        templates: spec
+            .drives
+            .iter()
+            .filter_map(|drive| match &drive.role {
+                DiskRole::Template(name) => Some(name.to_string()),
+                DiskRole::Data => None,
+            })
+            .collect(),
+        machine_root: spec.machine_root.as_ref().map(Name::to_string),
+        ephemeral: spec.ephemeral,
+        started_at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+    }
+}
+
+/// Writes a file that only its owner can read: the nonce is a secret.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
+    let written = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes));
+    written.map_err(|source| {
+        // Half a file is of no use to anybody; a full disk is why it is one.
+        let _ = fs::remove_file(path);
+        GuestError::io("write", path, source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_lines_are_told_apart() {
+        assert!(matches!(
+            ready_line("{\"ready\":{\"spans\":{\"init\":1,\"kvm_ready\":null}}}\n"),
+            Ready::Yes
+        ));
+        for line in ["{\"error\":{\"message\":\"no\"}}\n", "{\"error\":\"no\"}\n"] {
+            assert!(matches!(ready_line(line), Ready::No(message) if message == "no"));
+        }
+        for line in ["", "garbage", "{}"] {
+            assert!(matches!(ready_line(line), Ready::No(message) if message.is_empty()));
+        }
+    }
+}

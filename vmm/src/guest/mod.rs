@@ -1,0 +1,44 @@
+//! Guests as processes: run directories, launching, listing, stopping.
+//!
+//! A guest is one `insula-vmm` process and one directory, which holds all that
+//! there is of it: `/run/insula/NAME/` for root, `$XDG_RUNTIME_DIR/insula/NAME/`
+//! for others. There is no daemon; the directory's [`lock`](GuestDir::lock_path)
+//! says whether the guest lives. The kernel drops the lock with the process,
+//! however it ends, so what a killed guest left is recognised and removed by
+//! whoever comes next.
+//!
+//! ```no_run
+//! use vmm::guest::{GuestSpec, RunRoot};
+//!
+//! # fn main() -> Result<(), vmm::guest::GuestError> {
+//! let root = RunRoot::for_user()?;
+//! let reservation = root.reserve(&"main".parse().map_err(vmm::guest::GuestError::Name)?)?;
+//! let spec = GuestSpec::new("/path/to/vmlinux".into());
+//! let guest = reservation.start(&spec, None)?;
+//! guest.stop(std::time::Duration::from_secs(10))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod boot_segment;
+mod error;
+mod launch;
+mod process;
+mod rundir;
+mod running;
+mod size;
+mod spawn;
+mod spec;
+mod status;
+
+pub use error::{Ended, GuestError, StartFailure};
+pub use launch::Reservation;
+pub use rundir::{GuestDir, RUN_ENV, RunRoot};
+pub use running::Guest;
+pub use size::{ParseSizeError, Size};
+pub use spawn::{VMM_ENV, find_vmm};
+pub use spec::{Drive, GuestSpec};
+pub use status::{GuestRecord, GuestState, GuestStatus};
+
+#[cfg(test)]
+mod tests;

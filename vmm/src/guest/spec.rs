@@ -1,0 +1,65 @@
+//! What a guest is made of.
+
+use std::path::PathBuf;
+
+use guest_agent::protocol::{DiskRole, Name};
+
+use crate::config::{MemSize, ReadyTimeout, VcpuCount};
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// Number of virtual processors.
+    pub vcpus: VcpuCount,
+    /// Memory.
+    pub memory: MemSize,
+    /// ELF kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs segments; the guest's boot configuration is added as the last.
+    pub initrds: Vec<PathBuf>,
+    /// Block devices in order: `vda`, `vdb`, …
+    pub drives: Vec<Drive>,
+    /// Added to the kernel command line.
+    pub cmdline: String,
+    /// How long the guest may take to say hello.
+    pub ready_timeout: ReadyTimeout,
+    /// The template that is the machine's own root, for a microVM.
+    pub machine_root: Option<Name>,
+    /// Whether the guest ends with the *thread* that started it, and its
+    /// [`Guest`](super::Guest) stops it when dropped.
+    pub ephemeral: bool,
+}
+
+/// A block device of a guest.
+#[derive(Debug, Clone)]
+pub struct Drive {
+    /// What it holds. A template is read-only, a data disk is not.
+    pub role: DiskRole,
+    /// The file that holds it.
+    pub path: PathBuf,
+}
+
+impl GuestSpec {
+    /// Memory of a guest when nobody says otherwise, in MiB.
+    pub const DEFAULT_MEMORY_MIB: u64 = 512;
+    /// Readiness timeout when nobody says otherwise, in milliseconds: enough
+    /// for an emulated host under load.
+    pub const DEFAULT_READY_TIMEOUT_MS: u64 = 60_000;
+
+    /// A guest of this kernel with one processor, default memory and nothing else.
+    pub fn new(kernel: PathBuf) -> Self {
+        Self {
+            vcpus: VcpuCount::MIN,
+            // Both constants are within their bounds; the fallback never is used.
+            memory: MemSize::try_from(Self::DEFAULT_MEMORY_MIB).unwrap_or(MemSize::MIN),
+            kernel,
+            initrds: Vec::new(),
+            drives: Vec::new(),
+            cmdline: String::new(),
+            ready_timeout: ReadyTimeout::try_from(Self::DEFAULT_READY_TIMEOUT_MS)
+                .unwrap_or(ReadyTimeout::MAX),
+            machine_root: None,
+            ephemeral: false,
+        }
+    }
+}
