@@ -25,15 +25,29 @@ pub struct Guest {
     dir: GuestDir,
     child: Option<Child>,
     ephemeral: bool,
+    spans: BTreeMap<String, u64>,
 }
 
 impl Guest {
-    pub(super) fn new(dir: GuestDir, child: Option<Child>, ephemeral: bool) -> Self {
+    pub(super) fn new(
+        dir: GuestDir,
+        child: Child,
+        ephemeral: bool,
+        spans: BTreeMap<String, u64>,
+    ) -> Self {
         Self {
             dir,
-            child,
+            child: Some(child),
             ephemeral,
+            spans,
         }
+    }
+
+    /// When it reached each step of its start, in nanoseconds of the host's
+    /// `CLOCK_MONOTONIC`: `process_start`, `kvm_ready`, `memory_ready`,
+    /// `kernel_loaded`, `first_instruction`, `init`, `agent_ready`.
+    pub fn spans(&self) -> &BTreeMap<String, u64> {
+        &self.spans
     }
 
     /// Its directory.
