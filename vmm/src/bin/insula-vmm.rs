@@ -1,2 +1,130 @@
-//! `insula-vmm`: one virtual machine, one process.
-fn main() {}
+//! One machine as a process: `insula-vmm --dir DIR` or `insula-vmm --config FILE`.
+//!
+//! Slim on purpose, since every guest is one of these: no command line
+//! framework, nothing allocated that is not needed.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{FromRawFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use vmm::config::MachineConfig;
+use vmm::machine::boot_timer::{BootTimer, now_ns};
+use vmm::machine::report::{ExitReport, Reporter};
+use vmm::machine::{Ending, Machine};
+
+const USAGE: &str = "\
+usage: insula-vmm --dir DIR | --config FILE
+       [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS]
+
+Runs one machine to its end. DIR holds machine.json and gets status.json.
+
+exit codes: 0 powered off, 20 panicked or reset, 21 triple fault, 22 KVM or
+program error, 23 bad configuration, 24 never ready, 128+N ended by signal N";
+
+const BAD_CONFIGURATION: u8 = 23;
+/// Lines of the console that go with an error.
+const CONSOLE_LINES: usize = 20;
+
+struct Options {
+    config: PathBuf,
+    reporter: Reporter,
+    start_ns: u64,
+}
+
+fn main() -> ExitCode {
+    let started_ns = now_ns();
+    let mut options = match parse(env::args_os().skip(1), started_ns) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(message) => {
+            eprintln!("insula-vmm: {message}\n{USAGE}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let timer = Arc::new(BootTimer::new(options.start_ns));
+    let exit = run(&options.config, &timer, &mut options.reporter);
+    if exit.code != 0 {
+        eprintln!("insula-vmm: {}", exit.message);
+    }
+    let code = exit.code;
+    options.reporter.ended(timer.spans(), exit);
+    ExitCode::from(code)
+}
+
+fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter) -> ExitReport {
+    let failed = |code, message: String| ExitReport { code, message, console: String::new() };
+    let config = match MachineConfig::from_file(config) {
+        Ok(config) => config,
+        Err(error) => return failed(BAD_CONFIGURATION, error.to_string()),
+    };
+    let mut machine = match Machine::build(&config, Arc::clone(timer)) {
+        Ok(machine) => machine,
+        Err(error) => return failed(error.exit_code(), error.to_string()),
+    };
+    match machine.run(reporter) {
+        Err(error) => failed(error.exit_code(), error.to_string()),
+        Ok(ending) => {
+            let console = match ending {
+                Ending::PowerOff => String::new(),
+                _ => machine.console_tail(CONSOLE_LINES),
+            };
+            ExitReport { code: ending.exit_code(), message: ending.to_string(), console }
+        }
+    }
+}
+
+fn parse(
+    mut arguments: impl Iterator<Item = OsString>,
+    started_ns: u64,
+) -> Result<Option<Options>, String> {
+    let mut config = None;
+    let mut reporter = Reporter::default();
+    let mut start_ns = started_ns;
+    while let Some(option) = arguments.next() {
+        let option = option.to_string_lossy().into_owned();
+        let mut value = || arguments.next().ok_or_else(|| format!("{option} needs a value"));
+        match option.as_str() {
+            "--help" | "-h" => return Ok(None),
+            "--config" => config = Some(PathBuf::from(value()?)),
+            "--dir" => {
+                let dir = PathBuf::from(value()?);
+                reporter.status_path = Some(dir.join("status.json"));
+                config = Some(dir.join("machine.json"));
+            }
+            "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, &value()?)?)?),
+            // Whoever holds this file open holds the guest's lock: never closed.
+            "--lock-fd" => std::mem::forget(inherited(number(&option, &value()?)?)?),
+            "--start-ns" => start_ns = number(&option, &value()?)?,
+            other => return Err(format!("unknown option {other}")),
+        }
+    }
+    let config = config.ok_or("one of --dir and --config is needed")?;
+    Ok(Some(Options { config, reporter, start_ns }))
+}
+
+fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, String> {
+    value
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| format!("{option} needs a number, not {}", value.to_string_lossy()))
+}
+
+/// Takes over a descriptor that the starter left open for us.
+fn inherited(fd: RawFd) -> Result<File, String> {
+    // SAFETY: fcntl with F_SETFD takes any number and fails for one that is
+    // not open.
+    let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    if !open {
+        return Err(format!("descriptor {fd} is not open, or is a standard stream"));
+    }
+    // SAFETY: it is open, and this program has opened nothing yet: it belongs
+    // to whoever started us, who gave it to us by its number.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}

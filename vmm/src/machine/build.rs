@@ -1,0 +1,102 @@
+//! Builds a machine: KVM, memory, devices, kernel, processors, in this order.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use super::Machine;
+use super::agent_link::AgentLink;
+use super::boot_timer::{BootTimer, Step};
+use super::devices::Devices;
+use super::ending::EndSignal;
+use super::error::BuildError;
+use crate::boot;
+use crate::config::{MachineConfig, VcpuCount};
+use crate::kvm::{self, KvmError, refused};
+use crate::memory::{self, layout};
+use crate::vcpu::{Vcpu, cpuid};
+
+impl Machine {
+    /// Builds the machine that `config` describes. Nothing of the guest has
+    /// run yet when this returns.
+    ///
+    /// # Errors
+    /// A [`BuildError`], which says what is missing and what to do.
+    pub fn build(config: &MachineConfig, timer: Arc<BootTimer>) -> Result<Self, BuildError> {
+        let kvm = kvm::open_checked()?;
+        let vm = create_vm(&kvm)?;
+        timer.stamp(Step::KvmReady);
+
+        let memory =
+            memory::allocate(config.machine.mem_size_mib, config.machine.huge_pages)?;
+        memory::register(&vm, &memory)?;
+        timer.stamp(Step::MemoryReady);
+
+        let end = EndSignal::new().map_err(BuildError::process("create an event descriptor"))?;
+        let mut devices = Devices::new(&vm, config.console.as_ref(), &end)?;
+        devices.add_drives(&vm, &memory, config)?;
+        let agent = match &config.readiness {
+            None => None,
+            Some(readiness) => Some(
+                AgentLink::new(readiness.boot_nonce, Arc::clone(&timer))
+                    .map_err(BuildError::process("create an event descriptor"))?,
+            ),
+        };
+
+        let vcpu_count = config.machine.vcpu_count;
+        let entry = boot::load(&memory, &config.boot_source, vcpu_count, &devices.slots)?;
+        timer.stamp(Step::KernelLoaded);
+
+        let vcpus = (0..vcpu_count.get())
+            .map(|id| Vcpu::new(&vm, id))
+            .collect::<Result<Vec<_>, _>>()?;
+        let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
+        let mut cpuid = guest_cpuid(&kvm, &vm, vcpu_count, tsc_khz)?;
+        for vcpu in &vcpus {
+            vcpu.prepare(&mut cpuid, entry)?;
+        }
+        Ok(Self {
+            vcpus,
+            devices,
+            end,
+            agent,
+            ready_timeout: config.readiness.map(|readiness| readiness.ready_timeout_ms),
+            timer,
+            vm,
+            memory,
+        })
+    }
+}
+
+/// A virtual machine with its interrupt controllers and timer.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    let vm = kvm.create_vm().map_err(refused("create a virtual machine"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(refused("reserve its pages in the guest's memory"))?;
+    vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
+    // The speaker's port belongs to the timer: it stays in the kernel too.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+    vm.create_pit2(pit).map_err(refused("create the timer"))?;
+    Ok(vm)
+}
+
+fn guest_cpuid(
+    kvm: &Kvm,
+    vm: &VmFd,
+    vcpus: VcpuCount,
+    tsc_khz: Option<u32>,
+) -> Result<CpuId, BuildError> {
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("list the supported CPUID leaves"))?;
+    let topology = cpuid::Topology {
+        vcpus: vcpus.get(),
+        tsc_khz,
+        tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
+    };
+    cpuid::prepare(&mut cpuid, topology).map_err(BuildError::Cpuid)?;
+    Ok(cpuid)
+}

@@ -1,0 +1,108 @@
+//! Puts the devices of a machine on its buses and connects them with KVM.
+
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::ending::{Cause, EndSignal};
+use super::error::BuildError;
+use crate::boot::cmdline::VirtioMmioDevice;
+use crate::config::{ConsoleConfig, MachineConfig};
+use crate::devices::console_log::{ConsoleLog, SharedConsoleLog};
+use crate::devices::i8042::{I8042_LENGTH, I8042_PORT, ResetLine};
+use crate::devices::serial::{COM1_GSI, COM1_LENGTH, COM1_PORT, SerialConsole};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::Transport;
+use crate::kvm::refused;
+use crate::memory::{GuestMemory, layout};
+use crate::vcpu::Buses;
+
+/// The devices of a machine.
+pub(super) struct Devices {
+    pub(super) buses: Buses,
+    pub(super) console: SharedConsoleLog,
+    /// The virtio devices, in the order of their slots.
+    pub(super) virtio: Vec<Arc<Mutex<Transport>>>,
+    /// Where the kernel finds them.
+    pub(super) slots: Vec<VirtioMmioDevice>,
+}
+
+impl Devices {
+    /// Console and reset line, which every machine has.
+    pub(super) fn new(
+        vm: &VmFd,
+        console: Option<&ConsoleConfig>,
+        end: &EndSignal,
+    ) -> Result<Self, BuildError> {
+        let log = match console {
+            None => ConsoleLog::discard(),
+            Some(ConsoleConfig { log_path }) => ConsoleLog::create(log_path)
+                .map_err(|source| BuildError::Console { path: log_path.clone(), source })?,
+        };
+        let console = SharedConsoleLog::new(log);
+
+        let mut buses = Buses::default();
+        let interrupt = event()?;
+        vm.register_irqfd(&interrupt, COM1_GSI)
+            .map_err(refused("connect the console's interrupt"))?;
+        let serial = SerialConsole::new(interrupt, console.clone());
+        buses.pio.insert(COM1_PORT, COM1_LENGTH, Arc::new(Mutex::new(serial)))?;
+
+        let end = end.clone();
+        let reset_line = ResetLine::new(move || end.raise(Cause::Reset));
+        buses.pio.insert(I8042_PORT, I8042_LENGTH, Arc::new(Mutex::new(reset_line)))?;
+
+        Ok(Self { buses, console, virtio: Vec::new(), slots: Vec::new() })
+    }
+
+    /// The configured drives, in order.
+    pub(super) fn add_drives(
+        &mut self,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        config: &MachineConfig,
+    ) -> Result<(), BuildError> {
+        for drive in &config.drives {
+            let block = Block::new(&drive.path_on_host, drive.is_read_only, &drive.drive_id)
+                .map_err(|source| BuildError::Drive { drive_id: drive.drive_id.clone(), source })?;
+            self.add_virtio(vm, memory, Box::new(block))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a virtio device into the next slot. Notifications and interrupts
+    /// go through KVM and cost no exit to this process.
+    pub(super) fn add_virtio(
+        &mut self,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), BuildError> {
+        let index = self.slots.len() as u32;
+        let slot = VirtioMmioDevice {
+            address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_SIZE,
+            gsi: layout::VIRTIO_GSI + index,
+        };
+        let transport = Transport::new(memory.clone(), device)
+            .map_err(BuildError::process("create a device's interrupt event"))?;
+        vm.register_irqfd(transport.interrupt().event(), slot.gsi)
+            .map_err(refused("connect a device's interrupt"))?;
+        let notify = IoEventAddress::Mmio(slot.address + Transport::QUEUE_NOTIFY);
+        for (queue, event) in (0u32..).zip(transport.queue_events()) {
+            vm.register_ioevent(event, &notify, queue)
+                .map_err(refused("connect a device's notification"))?;
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        self.buses.mmio.insert(slot.address, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
+        self.virtio.push(transport);
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+fn event() -> Result<EventFd, BuildError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(BuildError::process("create an event descriptor"))
+}

@@ -1,0 +1,75 @@
+//! Why a machine cannot be built.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::boot::BootError;
+use crate::devices::bus::BusError;
+use crate::devices::virtio::block::BlockError;
+use crate::kvm::KvmError;
+use crate::memory::MemoryError;
+
+/// Why a machine cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The host's KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The console's log.
+    #[error("cannot write the console log {}: {source}", path.display())]
+    Console {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A block device.
+    #[error("drive {drive_id}: {source}")]
+    Drive {
+        /// Which drive.
+        drive_id: String,
+        /// What is wrong with it.
+        source: BlockError,
+    },
+    /// Two devices want the same addresses.
+    #[error("cannot place a device: {0}")]
+    Bus(#[from] BusError),
+    /// CPUID has more leaves than KVM takes.
+    #[error("this host's KVM supports more CPUID leaves than it accepts: {0}")]
+    Cpuid(vmm_sys_util::fam::Error),
+    /// The event loop.
+    #[error("cannot set up the event loop: {0}")]
+    Events(String),
+    /// The process lacks something.
+    #[error("cannot {what}: {source}")]
+    Process {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// The exit code of the machine process: bad configuration (23) where a
+    /// configured file is at fault, else KVM or this program (22).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Boot(_) | Self::Console { .. } | Self::Drive { .. } => 23,
+            _ => 22,
+        }
+    }
+
+    /// For `map_err` on what the process needs of the system.
+    pub(super) fn process(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Process { what, source }
+    }
+}

@@ -1,0 +1,192 @@
+//! Runs a machine to its end.
+
+use std::sync::{Arc, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use guest_agent::protocol::GoodbyeReason;
+
+use super::Machine;
+use super::boot_timer::Step;
+use super::ending::{Cause, EndSignal, Ending};
+use super::error::BuildError;
+use super::report::Reporter;
+use super::signals::EndingSignals;
+use super::wake::Wake;
+use crate::vcpu::{Buses, Kick, NoRepair, Vcpu, VcpuFailure};
+
+/// Stack of a processor's thread. It only dispatches to devices.
+const VCPU_STACK: usize = 128 << 10;
+
+/// How long a guest that was reset may keep us from hearing its goodbye.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(20);
+
+impl Machine {
+    /// Runs the machine until it ends, and tells `reporter` of its start.
+    ///
+    /// # Errors
+    /// A [`BuildError`] when the guest could not be started at all.
+    pub fn run(&mut self, reporter: &mut Reporter) -> Result<Ending, BuildError> {
+        let signals = EndingSignals::take().map_err(BuildError::process("take over signals"))?;
+        let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new()
+            .map_err(|error| BuildError::Events(error.to_string()))?;
+        let wake = Wake { end: self.end.clone(), signals, agent: self.agent.clone() };
+        events.add_subscriber(Box::new(wake));
+
+        let processors = self.start_processors()?;
+        reporter.booting(self.timer.spans());
+        let cause = self.wait(&mut events, reporter);
+        let ending = self.ending(cause, &mut events);
+
+        self.end.stop().set();
+        processors.stop();
+        for transport in &self.devices.virtio {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+        self.devices.console.write_out();
+        Ok(ending)
+    }
+
+    fn start_processors(&mut self) -> Result<Processors, BuildError> {
+        Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
+        let mut processors = Processors { end: self.end.clone(), threads: Vec::new() };
+        let buses = Arc::new(std::mem::take(&mut self.devices.buses));
+        self.timer.stamp(Step::FirstInstruction);
+        for vcpu in self.vcpus.drain(..) {
+            processors.start(vcpu, Arc::clone(&buses))?;
+        }
+        Ok(processors)
+    }
+
+    /// Serves events until there is a reason to end.
+    fn wait(
+        &self,
+        events: &mut EventManager<Box<dyn MutEventSubscriber>>,
+        reporter: &mut Reporter,
+    ) -> Cause {
+        let mut deadline = match (&self.agent, self.ready_timeout) {
+            (Some(_), Some(timeout)) => {
+                let timeout = Duration::from_millis(u64::from(timeout.get()));
+                Some(Instant::now() + timeout)
+            }
+            _ => {
+                reporter.ready(self.timer.spans());
+                None
+            }
+        };
+        loop {
+            if let Some(cause) = self.end.take() {
+                return cause;
+            }
+            if let Some(agent) = &self.agent {
+                if let Some(reason) = agent.incompatible() {
+                    return Cause::Ending(Ending::BadHello(reason));
+                }
+                if deadline.is_some() && agent.is_ready() {
+                    deadline = None;
+                    reporter.ready(self.timer.spans());
+                }
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Cause::Ending(self.never_ready());
+            }
+            if let Err(error) = events.run_with_timeout(milliseconds(left)) {
+                let failed = format!("cannot wait for events: {error}");
+                return Cause::Ending(Ending::Failed(failed));
+            }
+        }
+    }
+
+    fn never_ready(&self) -> Ending {
+        let refused = self.agent.as_ref().and_then(super::agent_link::AgentLink::refused);
+        Ending::NeverReady {
+            timeout_ms: self.ready_timeout.map_or(0, crate::config::ReadyTimeout::get),
+            refused: refused.map_or_else(String::new, |why| format!("; its last hello was refused: {why}")),
+        }
+    }
+
+    /// What the cause means: a reset is a power-off if the agent announced it.
+    fn ending(
+        &self,
+        cause: Cause,
+        events: &mut EventManager<Box<dyn MutEventSubscriber>>,
+    ) -> Ending {
+        match cause {
+            Cause::Ending(ending) => ending,
+            Cause::Vcpu(failure @ VcpuFailure::TripleFault { .. }) => Ending::TripleFault(failure),
+            Cause::Reset | Cause::Vcpu(VcpuFailure::Reset { .. }) => self.reset_ending(events),
+            Cause::Vcpu(failure) => Ending::Failed(failure.to_string()),
+        }
+    }
+
+    fn reset_ending(&self, events: &mut EventManager<Box<dyn MutEventSubscriber>>) -> Ending {
+        let Some(agent) = &self.agent else { return Ending::Panicked };
+        // The goodbye was sent before the reset; it may still be in a queue.
+        let patience = Instant::now() + GOODBYE_PATIENCE;
+        while agent.is_ready() && agent.goodbye().is_none() && Instant::now() < patience {
+            if events.run_with_timeout(1).is_err() {
+                break;
+            }
+        }
+        match agent.goodbye() {
+            None => Ending::Panicked,
+            Some(GoodbyeReason::Requested) => Ending::PowerOff,
+            Some(GoodbyeReason::Failed(why)) => Ending::AgentFailed(why),
+        }
+    }
+}
+
+/// For `epoll_wait`: rounded up, so that the time is over when it returns.
+fn milliseconds(left: Option<Duration>) -> i32 {
+    left.map_or(-1, |left| i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX))
+}
+
+/// The threads that run processors.
+struct Processors {
+    end: EndSignal,
+    threads: Vec<(JoinHandle<Vcpu>, Kick)>,
+}
+
+impl Processors {
+    fn start(&mut self, mut vcpu: Vcpu, buses: Arc<Buses>) -> Result<(), BuildError> {
+        let kick = Kick::new(&mut vcpu);
+        let end = self.end.clone();
+        let run = move || {
+            if let Err(failure) = vcpu.run(&buses, end.stop(), &mut NoRepair) {
+                end.raise(Cause::Vcpu(failure));
+            }
+            // Given back, so that its mapping lives until nobody kicks it.
+            vcpu
+        };
+        let thread = Builder::new()
+            .stack_size(VCPU_STACK)
+            .spawn(run)
+            .map_err(BuildError::process("start a thread for a virtual processor"))?;
+        self.threads.push((thread, kick));
+        Ok(())
+    }
+
+    /// Ends all of them, wherever they are.
+    fn stop(mut self) {
+        self.kick_and_join();
+    }
+
+    fn kick_and_join(&mut self) {
+        self.end.stop().set();
+        for (thread, kick) in &self.threads {
+            kick.kick(thread);
+        }
+        for (thread, _) in self.threads.drain(..) {
+            // A thread that panicked has said so on standard error.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        self.kick_and_join();
+    }
+}

@@ -1,0 +1,83 @@
+//! Guest memory: where it lies, the mapping behind it, and KVM's memory slots.
+
+mod advice;
+pub mod layout;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::config::{HugePages, MemSize};
+
+/// A guest's memory, mapped into this process.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Why there is no guest memory.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The address space could not be reserved.
+    #[error("cannot reserve {mib} MiB of address space for the guest's memory: {source}; \
+             lower mem_size_mib or raise the limit (ulimit -v)")]
+    Map {
+        /// Size of the guest's memory, in MiB.
+        mib: u32,
+        /// What the system said.
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// KVM refused the memory slot.
+    #[error("KVM refuses {size:#x} bytes of guest memory at {address:#x}: {source}")]
+    Slot {
+        /// Guest-physical address.
+        address: u64,
+        /// Size, in bytes.
+        size: u64,
+        /// What the system said.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Reserves a guest's memory. Pages are only taken from the host when they are
+/// first touched.
+///
+/// # Errors
+/// [`MemoryError::Map`].
+pub fn allocate(size: MemSize, huge_pages: HugePages) -> Result<GuestMemory, MemoryError> {
+    // vm-memory maps anonymous, private and with MAP_NORESERVE.
+    let memory = GuestMemory::from_ranges(&layout::ram_ranges(size.bytes()))
+        .map_err(|source| MemoryError::Map { mib: size.get(), source })?;
+    if huge_pages == HugePages::Transparent {
+        memory.iter().for_each(advice::transparent_huge_pages);
+    }
+    Ok(memory)
+}
+
+/// Gives a machine its memory: one slot for each range.
+///
+/// # Errors
+/// [`MemoryError::Slot`].
+pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let address = region.start_addr().0;
+        let kvm_region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is one live mapping of that size, which only this
+        // slot covers; whoever holds the `VmFd` also holds `memory` for as long
+        // as the guest runs.
+        unsafe { vm.set_user_memory_region(kvm_region) }
+            .map_err(|source| MemoryError::Slot { address, size: region.len(), source })?;
+    }
+    Ok(())
+}
+
+/// The end of the range of guest memory that begins at address 0.
+pub fn low_memory_end(memory: &GuestMemory) -> GuestAddress {
+    memory
+        .find_region(GuestAddress(0))
+        .map_or(GuestAddress(0), |region| GuestAddress(region.start_addr().0 + region.len()))
+}

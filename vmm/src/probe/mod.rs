@@ -1,0 +1,1 @@
+//! What kind of KVM the host has.

@@ -1,0 +1,263 @@
+//! The loop that runs a virtual processor and serves its exits.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use thiserror::Error;
+
+use super::Vcpu;
+use crate::devices::bus::Bus;
+
+/// The address spaces that a guest's accesses go to.
+#[derive(Debug, Default)]
+pub struct Buses {
+    /// I/O ports.
+    pub pio: Bus,
+    /// Memory that is not RAM.
+    pub mmio: Bus,
+}
+
+/// Says to all processors of a machine that they should stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// From now on.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it was said.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Why a processor cannot go on.
+#[derive(Debug, Error)]
+pub enum VcpuFailure {
+    /// It met a fault while it delivered a double fault, or shut itself down.
+    #[error("triple fault on virtual processor {vcpu}: {registers}")]
+    TripleFault {
+        /// Its number.
+        vcpu: u8,
+        /// Where it was.
+        registers: Registers,
+    },
+    /// The guest asked for a reset through the hypervisor.
+    #[error("virtual processor {vcpu} reset the machine")]
+    Reset {
+        /// Its number.
+        vcpu: u8,
+    },
+    /// `KVM_RUN` failed.
+    #[error("KVM cannot run virtual processor {vcpu}: {source}; {registers}")]
+    Run {
+        /// Its number.
+        vcpu: u8,
+        /// What the system said.
+        source: kvm_ioctls::Error,
+        /// Where it was.
+        registers: Registers,
+    },
+    /// KVM gave up.
+    #[error("KVM gave up on virtual processor {vcpu}: {reason}; {registers}")]
+    GaveUp {
+        /// Its number.
+        vcpu: u8,
+        /// What KVM says.
+        reason: String,
+        /// Where it was.
+        registers: Registers,
+    },
+}
+
+/// General registers for a message.
+#[derive(Debug)]
+pub struct Registers(Option<kvm_regs>);
+
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            None => f.write_str("its registers cannot be read"),
+            Some(r) => write!(
+                f,
+                "rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} \
+                 rsi={:#x} rdi={:#x} rbp={:#x} r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} \
+                 r13={:#x} r14={:#x} r15={:#x}",
+                r.rip, r.rsp, r.rflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8,
+                r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15
+            ),
+        }
+    }
+}
+
+/// What came of an attempt to repair an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// The processor can go on.
+    Resume,
+    /// It cannot.
+    Impossible,
+}
+
+/// Repairs exits that end a guest on ordinary KVM, for hosts whose KVM leaves
+/// part of its work to us.
+pub trait ExitRepair: Send {
+    /// KVM gave up on an instruction (`KVM_EXIT_INTERNAL_ERROR`).
+    fn internal_error(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        let _ = vcpu;
+        Repair::Impossible
+    }
+
+    /// A breakpoint of ours was met (`KVM_EXIT_DEBUG`).
+    fn debug(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        let _ = vcpu;
+        Repair::Impossible
+    }
+
+    /// The guest wrote an MSR that is filtered (`KVM_EXIT_X86_WRMSR`).
+    fn write_msr(&mut self, vcpu: &mut VcpuFd, index: u32, value: u64) -> Repair {
+        let _ = (vcpu, index, value);
+        Repair::Impossible
+    }
+}
+
+/// Repairs nothing: for VT-x and SVM.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoRepair;
+
+impl ExitRepair for NoRepair {}
+
+/// What an exit needs that cannot be done while its data is borrowed.
+enum Pending {
+    Nothing,
+    InternalError,
+    Debug,
+    WriteMsr(u32, u64),
+    TripleFault,
+    Reset,
+    GaveUp(String),
+}
+
+impl Vcpu {
+    /// Runs until `stop` is set or the processor cannot go on.
+    ///
+    /// # Errors
+    /// [`VcpuFailure`], with the registers.
+    pub fn run(
+        &mut self,
+        buses: &Buses,
+        stop: &Stop,
+        repair: &mut dyn ExitRepair,
+    ) -> Result<(), VcpuFailure> {
+        while !stop.is_set() {
+            let pending = match self.fd.run() {
+                Ok(exit) => serve(exit, buses),
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    Pending::Nothing
+                }
+                Err(source) => {
+                    let registers = self.registers();
+                    return Err(VcpuFailure::Run { vcpu: self.id, source, registers });
+                }
+            };
+            self.settle(pending, repair)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, pending: Pending, repair: &mut dyn ExitRepair) -> Result<(), VcpuFailure> {
+        let (repaired, reason) = match pending {
+            Pending::Nothing => return Ok(()),
+            Pending::TripleFault => {
+                let registers = self.registers();
+                return Err(VcpuFailure::TripleFault { vcpu: self.id, registers });
+            }
+            Pending::Reset => return Err(VcpuFailure::Reset { vcpu: self.id }),
+            Pending::GaveUp(reason) => (Repair::Impossible, reason),
+            Pending::InternalError => {
+                let reason = internal_error_text(&mut self.fd);
+                (repair.internal_error(&mut self.fd), reason)
+            }
+            Pending::Debug => (repair.debug(&mut self.fd), "unexpected debug exit".to_owned()),
+            Pending::WriteMsr(index, value) => (
+                repair.write_msr(&mut self.fd, index, value),
+                format!("unexpected write of MSR {index:#x}"),
+            ),
+        };
+        match repaired {
+            Repair::Resume => Ok(()),
+            Repair::Impossible => {
+                let registers = self.registers();
+                Err(VcpuFailure::GaveUp { vcpu: self.id, reason, registers })
+            }
+        }
+    }
+
+    fn registers(&self) -> Registers {
+        Registers(self.fd.get_regs().ok())
+    }
+}
+
+fn serve(exit: VcpuExit<'_>, buses: &Buses) -> Pending {
+    match exit {
+        VcpuExit::IoOut(port, data) => {
+            buses.pio.write(u64::from(port), data);
+        }
+        VcpuExit::IoIn(port, data) => {
+            buses.pio.read(u64::from(port), data);
+        }
+        VcpuExit::MmioRead(address, data) => {
+            buses.mmio.read(address, data);
+        }
+        VcpuExit::MmioWrite(address, data) => {
+            buses.mmio.write(address, data);
+        }
+        // HLT stays in KVM, which has the interrupt controllers; should it come
+        // here, waiting is entering guest mode again.
+        VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => {}
+        VcpuExit::Shutdown => return Pending::TripleFault,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _) => {
+            return Pending::Reset;
+        }
+        VcpuExit::InternalError => return Pending::InternalError,
+        VcpuExit::Debug(_) => return Pending::Debug,
+        VcpuExit::X86Wrmsr(exit) => return Pending::WriteMsr(exit.index, exit.data),
+        VcpuExit::FailEntry(reason, cpu) => {
+            return Pending::GaveUp(format!(
+                "the processor refuses guest mode, reason {reason:#x} on host CPU {cpu}"
+            ));
+        }
+        VcpuExit::MemoryFault { gpa, .. } => {
+            return Pending::GaveUp(format!("guest memory at {gpa:#x} is not accessible"));
+        }
+        other => return Pending::GaveUp(format!("unexpected exit {other:?}")),
+    }
+    Pending::Nothing
+}
+
+/// What `KVM_EXIT_INTERNAL_ERROR` says (`Documentation/virt/kvm/api.rst`).
+fn internal_error_text(vcpu: &mut VcpuFd) -> String {
+    const EMULATION: u32 = 1;
+    const HAS_INSTRUCTION: u64 = 1;
+    let run = vcpu.get_kvm_run();
+    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so that this member
+    // of the union is the one that is filled; all are plain numbers.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    if internal.suberror != EMULATION {
+        return format!("internal error {}", internal.suberror);
+    }
+    let mut text = "it cannot emulate the instruction".to_owned();
+    if internal.ndata >= 3 && internal.data[0] & HAS_INSTRUCTION != 0 {
+        let bytes = [internal.data[1].to_le_bytes(), internal.data[2].to_le_bytes()].concat();
+        let length = usize::from(bytes[0]).min(bytes.len() - 1);
+        for byte in &bytes[1..=length] {
+            text.push_str(&format!(" {byte:02x}"));
+        }
+    }
+    text
+}
