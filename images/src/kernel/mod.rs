@@ -1,0 +1,236 @@
+//! Guest kernels, built from Debian's kernel source with our configuration.
+
+mod config;
+mod source;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::{Cache, Entry, Inputs, Kind};
+use crate::command;
+use crate::error::{Error, IoContext, Result};
+use crate::packages;
+use crate::progress::Progress;
+use config::Foundation;
+
+/// The kernel's file in a cache entry: an ELF image without debug information.
+pub const VMLINUX: &str = "vmlinux";
+
+/// The file with the kernel's symbols and their addresses.
+pub const SYSTEM_MAP: &str = "System.map";
+
+/// The file with the complete configuration.
+pub const CONFIG: &str = "config";
+
+/// Raise it when the recipe below changes what comes out of it.
+const RECIPE: &str = "1";
+
+/// Which guest kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Flavour {
+    /// The one to run guests on, on VT-x and SVM: trimmed, with all mitigations.
+    Hardware,
+    /// The same features, untrimmed: what boot times are compared with.
+    Yardstick,
+}
+
+impl Flavour {
+    /// Every flavour.
+    pub const ALL: [Self; 2] = [Self::Hardware, Self::Yardstick];
+
+    /// The flavour's name on the command line and in the cache.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hardware => "hardware",
+            Self::Yardstick => "yardstick",
+        }
+    }
+
+    /// How many lines of work `make` reports, for the progress bar.
+    fn expected_steps(self) -> u64 {
+        match self {
+            Self::Hardware => 1700,
+            Self::Yardstick => 4200,
+        }
+    }
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The kernel of this flavour, built if it is not in the cache.
+///
+/// # Errors
+/// When packages are missing and cannot be installed, when the configuration loses
+/// a required option, or when the build fails (with its last lines).
+pub fn ensure(cache: &Cache, flavour: Flavour, progress: &Progress) -> Result<Entry> {
+    if cache.sealed()?.is_some() {
+        return cache.ensure(
+            Kind::Kernel,
+            flavour.name(),
+            &Inputs::new(),
+            progress,
+            |_| Ok(()),
+        );
+    }
+    let tarball = source::tarball();
+    if !tarball.exists() {
+        packages::ensure(packages::KERNEL_BUILD, "building a guest kernel", progress)?;
+    }
+    let sha256 = cache.file_sha256(&tarball)?;
+    let mut inputs = Inputs::new()
+        .text("recipe", RECIPE)
+        .digest("source", sha256.clone());
+    for tool in ["gcc", "ld"] {
+        let path = packages::tool(tool, "gcc")?;
+        let path = path.canonicalize().at("resolve", &path)?;
+        inputs = inputs.digest(tool, cache.file_sha256(&path)?);
+    }
+    for (n, fragment) in flavour.fragments().iter().enumerate() {
+        inputs = inputs.text(format!("fragment {n}"), fragment);
+    }
+    cache.ensure(Kind::Kernel, flavour.name(), &inputs, progress, |out| {
+        packages::ensure(packages::KERNEL_BUILD, "building a guest kernel", progress)?;
+        let source = source::unpacked(cache, &tarball, &sha256, progress)?;
+        // Named by the inputs, so that an interrupted build is resumed by the next.
+        let build = cache.work_dir(&format!("kernel-{flavour}-{}", inputs.hash()))?;
+        let make = Make {
+            source: &source,
+            build: &build,
+            flavour,
+        };
+        make.configure()?;
+        make.compile(progress)?;
+        make.install(out)?;
+        fs::remove_dir_all(&build).at("remove", &build)
+    })
+}
+
+/// A build of the kernel in a directory of its own.
+struct Make<'a> {
+    source: &'a Path,
+    build: &'a Path,
+    flavour: Flavour,
+}
+
+impl Make<'_> {
+    fn command(&self) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(self.source)
+            .arg(format!("O={}", self.build.display()));
+        make.arg("ARCH=x86_64");
+        // What would make two builds of the same source differ.
+        make.args([
+            "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
+            "KBUILD_BUILD_VERSION=1",
+            "KBUILD_BUILD_USER=insula",
+            "KBUILD_BUILD_HOST=insula",
+        ]);
+        make.env("LC_ALL", "C")
+            .env_remove("MAKEFLAGS")
+            .env_remove("MAKELEVEL");
+        make
+    }
+
+    fn configure(&self) -> Result<()> {
+        let wanted = self.flavour.fragments().join("\n");
+        let config = self.build.join(".config");
+        match self.flavour.foundation() {
+            Foundation::Nothing => {
+                let fragment = self.build.join("wanted.config");
+                fs::write(&fragment, &wanted).at("write", &fragment)?;
+                let mut make = self.command();
+                make.arg(format!("KCONFIG_ALLCONFIG={}", fragment.display()))
+                    .arg("allnoconfig");
+                command::run(&mut make)?;
+            }
+            Foundation::Defaults(targets) => {
+                command::run(self.command().args(targets))?;
+                let mut text = fs::read_to_string(&config).at("read", &config)?;
+                // Of two settings of an option the later one counts.
+                text.push_str(&wanted);
+                fs::write(&config, text).at("write", &config)?;
+            }
+        }
+        command::run(self.command().arg("olddefconfig"))?;
+        let got = fs::read_to_string(&config).at("read", &config)?;
+        let options = config::lost(self.flavour.fragments(), &got);
+        if options.is_empty() {
+            return Ok(());
+        }
+        Err(Error::KernelOptions {
+            flavour: self.flavour.name(),
+            options,
+        })
+    }
+
+    fn compile(&self, progress: &Progress) -> Result<()> {
+        let title = format!("building the guest kernel ({})", self.flavour);
+        let task = progress.task(&title, Some(self.flavour.expected_steps()));
+        let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut make = self.command();
+        make.arg(format!("-j{jobs}")).arg(VMLINUX);
+        let mut steps = 0;
+        command::run_lines(&mut make, |line| {
+            if let Some(object) = step(line) {
+                steps += 1;
+                task.set(steps);
+                task.note(object);
+            }
+        })
+        .map_err(|e| source::disk_full(e, self.build))?;
+        task.done();
+        Ok(())
+    }
+
+    /// Puts what is kept into `out`.
+    fn install(&self, out: &Path) -> Result<()> {
+        let copy = |from: &str, to: &str| -> Result<PathBuf> {
+            let to = out.join(to);
+            fs::copy(self.build.join(from), &to).at("copy the built kernel to", &to)?;
+            Ok(to)
+        };
+        let vmlinux = copy(VMLINUX, VMLINUX)?;
+        copy(SYSTEM_MAP, SYSTEM_MAP)?;
+        copy(".config", CONFIG)?;
+        // System.map has the symbols; in the image they would only be read and hashed.
+        let mut strip = Command::new("strip");
+        strip.arg("--strip-all").arg(&vmlinux);
+        command::run(&mut strip).map(|_| ())
+    }
+}
+
+/// What a line of make's output says is being made, if it does: `  CC      fs/open.o`.
+fn step(line: &str) -> Option<&str> {
+    let (verb, object) = line.strip_prefix("  ")?.split_once(' ')?;
+    let is_verb = verb.len() > 1 && verb.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    is_verb.then(|| object.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_told_from_other_lines() {
+        assert_eq!(step("  CC      fs/open.o"), Some("fs/open.o"));
+        assert_eq!(
+            step("  HOSTCC  scripts/basic/fixdep"),
+            Some("scripts/basic/fixdep")
+        );
+        for line in [
+            "make[1]: Entering directory",
+            "  warning: x",
+            "",
+            "fs/open.c:3: error",
+        ] {
+            assert_eq!(step(line), None, "{line}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The kernel's source: Debian's package, unpacked once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::Cache;
+use crate::command;
+use crate::error::{Error, IoContext, Result};
+use crate::packages;
+use crate::progress::Progress;
+
+/// Bytes in a record of tar, its unit of counting.
+const TAR_RECORD: u64 = 10 * 1024;
+
+/// What no x86 kernel is built from; a third of the source. Configuration files
+/// stay, as the whole tree's are read.
+const LEFT_OUT: &[&str] = &[
+    "*/Documentation/*.rst",
+    "*/Documentation/*.yaml",
+    "*/Documentation/*.txt",
+    "*/arch/a*/*.[chS]",
+    "*/arch/[b-w]*/*.[chS]",
+    "*/arch/xtensa/*.[chS]",
+    "*/arch/*.dts",
+    "*/arch/*.dtsi",
+    "*/drivers/gpu/drm/amd/*.[ch]",
+    "*/drivers/gpu/drm/nouveau/*.[ch]",
+    "*/tools/testing/*",
+    "*/tools/perf/*",
+];
+
+/// Where the package puts the source.
+pub(super) fn tarball() -> PathBuf {
+    Path::new("/usr/src").join(format!("{}.tar.xz", packages::KERNEL_SOURCE))
+}
+
+/// The unpacked source of `tarball`, whose SHA-256 is given. It is written to
+/// only here; builds put everything elsewhere.
+pub(super) fn unpacked(
+    cache: &Cache,
+    tarball: &Path,
+    sha256: &str,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    let short = sha256.get(..16).unwrap_or(sha256);
+    let dir = cache.work_dir("source")?;
+    let source = dir.join(format!("linux-{short}"));
+    let _lock = cache.lock(&format!("source-{short}"), || {
+        progress.say("waiting for another insula that unpacks the kernel's source");
+    })?;
+    if source.exists() {
+        return Ok(source);
+    }
+    let temporary = dir.join(format!(".tmp-linux-{short}"));
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).at("remove", &temporary)?;
+    }
+    fs::create_dir_all(&temporary).at("create the directory", &temporary)?;
+    extract(tarball, &temporary, progress)?;
+    fs::rename(&temporary, &source).at("rename to", &source)?;
+    Ok(source)
+}
+
+fn extract(tarball: &Path, into: &Path, progress: &Progress) -> Result<()> {
+    let records = uncompressed_size(tarball)?.map(|bytes| bytes / TAR_RECORD);
+    let task = progress.task("unpacking the kernel's source", records);
+    let mut tar = Command::new("tar");
+    tar.arg("--extract")
+        .arg("--file")
+        .arg(tarball)
+        .arg("--directory")
+        .arg(into);
+    tar.args(["--strip-components=1", "--no-same-owner"]);
+    tar.args(["--checkpoint=500", "--checkpoint-action=echo=%u"]);
+    tar.args(
+        LEFT_OUT
+            .iter()
+            .map(|pattern| format!("--exclude={pattern}")),
+    );
+    command::run_lines(&mut tar, |line| {
+        let count = line.rsplit(' ').next().and_then(|word| word.parse().ok());
+        if let Some(count) = count {
+            task.set(count);
+        }
+    })
+    .map_err(|e| disk_full(e, into))?;
+    task.done();
+    Ok(())
+}
+
+/// The length of the archive within, as xz's index has it.
+fn uncompressed_size(tarball: &Path) -> Result<Option<u64>> {
+    let listing = command::run(Command::new("xz").args(["--robot", "--list"]).arg(tarball))?;
+    Ok(parse_listing(&listing))
+}
+
+fn parse_listing(listing: &str) -> Option<u64> {
+    let totals = listing
+        .lines()
+        .find_map(|line| line.strip_prefix("totals\t"))?;
+    totals.split('\t').nth(3)?.parse().ok()
+}
+
+/// Programs report a full disk in words only; the cure is ours to add.
+pub(super) fn disk_full(error: Error, dir: &Path) -> Error {
+    match error {
+        Error::Command { output, .. } if output.contains("No space left on device") => Error::Io {
+            action: "write to",
+            path: dir.to_path_buf(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_is_read_from_what_xz_prints() {
+        let listing = "name\tx.tar.xz\nfile\t1\t65\t151000000\t1559000000\t0.097\tCRC64\t0\n\
+                       totals\t1\t65\t151000000\t1559000000\t0.097\tCRC64\t0\t1\n";
+        assert_eq!(parse_listing(listing), Some(1_559_000_000));
+        assert_eq!(parse_listing("nonsense"), None);
+    }
+
+    #[test]
+    fn a_full_disk_gets_its_own_message() {
+        let error = Error::Command {
+            command: "tar".into(),
+            status: "exit status: 2".into(),
+            output: "tar: x: Cannot write: No space left on device".into(),
+        };
+        let message = disk_full(error, Path::new("/cache")).to_string();
+        assert!(
+            message.contains("/cache") && message.contains("INSULA_CACHE"),
+            "{message}"
+        );
+    }
+}

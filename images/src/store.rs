@@ -1,0 +1,270 @@
+//! Images by name: what the command line asks for.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::cache::{Cache, Entry, InputHash, Kind};
+use crate::error::{Error, Result};
+use crate::kernel::{self, Flavour};
+use crate::programs::{self, Program};
+use crate::progress::Progress;
+use crate::templates::{self, Template};
+use crate::{initramfs, packages};
+
+/// An image that can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Request {
+    /// A guest kernel.
+    Kernel(Flavour),
+    /// The agent's binary, also for the bare host.
+    Agent,
+    /// The initramfs with the agent.
+    Initramfs,
+    /// A template.
+    Template(Template),
+    /// The workload program, also for the bare host.
+    Workload,
+}
+
+impl Request {
+    /// What a plain `insula image build` makes: all that guests and the comparison
+    /// need. The yardstick is left to those who measure.
+    pub const DEFAULT: [Self; 6] = [
+        Self::Kernel(Flavour::Hardware),
+        Self::Agent,
+        Self::Initramfs,
+        Self::Workload,
+        Self::Template(Template::Busybox),
+        Self::Template(Template::Bench),
+    ];
+
+    /// Everything that can be asked for.
+    pub const ALL: [Self; 7] = [
+        Self::Kernel(Flavour::Hardware),
+        Self::Kernel(Flavour::Yardstick),
+        Self::Agent,
+        Self::Initramfs,
+        Self::Workload,
+        Self::Template(Template::Busybox),
+        Self::Template(Template::Bench),
+    ];
+
+    /// What the image is.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Kernel(_) => Kind::Kernel,
+            Self::Agent => Kind::Agent,
+            Self::Initramfs => Kind::Initramfs,
+            Self::Template(_) => Kind::Template,
+            Self::Workload => Kind::Workload,
+        }
+    }
+
+    /// The file that the image is about, within its entry.
+    fn main_file(self) -> &'static str {
+        match self {
+            Self::Kernel(_) => kernel::VMLINUX,
+            Self::Agent => Program::Agent.binary(),
+            Self::Initramfs => initramfs::ARCHIVE,
+            Self::Template(_) => templates::IMAGE,
+            Self::Workload => Program::Workload.binary(),
+        }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(flavour) => write!(f, "kernel/{flavour}"),
+            Self::Template(template) => write!(f, "template/{template}"),
+            Self::Agent | Self::Initramfs | Self::Workload => f.write_str(self.kind().dir_name()),
+        }
+    }
+}
+
+/// Reads what [`Display`](fmt::Display) writes; the part after the slash will do
+/// (`busybox`), and `kernel` means the flavour to run guests on.
+impl FromStr for Request {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "kernel" {
+            return Ok(Self::Kernel(Flavour::Hardware));
+        }
+        let is_named = |request: &Self| {
+            let name = request.to_string();
+            name == text || name.split_once('/').is_some_and(|(_, short)| short == text)
+        };
+        Self::ALL
+            .into_iter()
+            .find(is_named)
+            .ok_or_else(|| Error::UnknownImage {
+                name: text.to_owned(),
+                available: Self::ALL.map(|request| request.to_string()).join(", "),
+            })
+    }
+}
+
+/// An image that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its main file: vmlinux, the binary, the archive, the file system image.
+    pub path: PathBuf,
+    /// The hash of its inputs.
+    pub hash: InputHash,
+    /// Everything about it.
+    pub entry: Entry,
+}
+
+impl Image {
+    /// Another file of the image, as a kernel's [`kernel::SYSTEM_MAP`].
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.entry.path(name)
+    }
+}
+
+/// Finds images by name, and builds them where they may be built.
+#[derive(Debug, Clone)]
+pub struct Store {
+    cache: Cache,
+}
+
+impl Store {
+    /// The images in the user's cache.
+    ///
+    /// # Errors
+    /// [`Error::NoCacheDirectory`] when it is not known where that is.
+    pub fn user() -> Result<Self> {
+        Ok(Self::new(Cache::user()?))
+    }
+
+    /// The images in this cache.
+    pub fn new(cache: Cache) -> Self {
+        Self { cache }
+    }
+
+    /// The cache, for listing, verifying and pruning.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The image, built if it is not there, and checked by its hash.
+    ///
+    /// # Errors
+    /// When it cannot be built, is damaged, or a sealed cache does not have it.
+    pub fn ensure(&self, request: Request, progress: &Progress) -> Result<Image> {
+        let entry = match request {
+            Request::Kernel(flavour) => kernel::ensure(&self.cache, flavour, progress)?,
+            Request::Agent => programs::ensure(&self.cache, Program::Agent, progress)?,
+            Request::Workload => programs::ensure(&self.cache, Program::Workload, progress)?,
+            Request::Initramfs => initramfs::ensure(&self.cache, progress)?,
+            Request::Template(template) => templates::ensure(&self.cache, template, progress)?,
+        };
+        self.cache.check(&entry)?;
+        let path = entry.path(request.main_file());
+        Ok(Image {
+            path,
+            hash: entry.manifest().hash.clone(),
+            entry,
+        })
+    }
+
+    /// All of these images, after their packages have been installed in one go.
+    ///
+    /// # Errors
+    /// As [`Store::ensure`], for the first that fails.
+    pub fn ensure_all(&self, requests: &[Request], progress: &Progress) -> Result<Vec<Image>> {
+        if self.cache.sealed()?.is_none() {
+            let mut needed: Vec<&str> = Vec::new();
+            for request in requests {
+                needed.extend(match request {
+                    Request::Kernel(_) => packages::KERNEL_BUILD,
+                    Request::Template(Template::Busybox) => packages::TEMPLATES,
+                    Request::Template(Template::Bench) => packages::TEMPLATES,
+                    Request::Agent | Request::Initramfs | Request::Workload => {
+                        packages::STATIC_PROGRAMS
+                    }
+                });
+            }
+            needed.sort_unstable();
+            needed.dedup();
+            packages::ensure(&needed, "building images", progress)?;
+        }
+        requests
+            .iter()
+            .map(|request| self.ensure(*request, progress))
+            .collect()
+    }
+
+    /// The root file system image that `template` means: the name of a template, or
+    /// the path (with a slash in it) of an image of one's own.
+    ///
+    /// # Errors
+    /// When there is no such template or file.
+    pub fn template(&self, template: &str, progress: &Progress) -> Result<PathBuf> {
+        if template.contains('/') {
+            let path = Path::new(template);
+            return match std::fs::metadata(path) {
+                Ok(meta) if meta.is_file() => Ok(path.to_path_buf()),
+                Ok(_) => Err(Error::BadFile {
+                    what: "template",
+                    path: path.to_path_buf(),
+                    reason: "it is not a regular file".to_owned(),
+                    cure: "give the path of an EROFS image, or the name of a template",
+                }),
+                Err(source) => Err(Error::Io {
+                    action: "open the template",
+                    path: path.to_path_buf(),
+                    source,
+                }),
+            };
+        }
+        let known = Template::ALL.into_iter().find(|t| t.name() == template);
+        let known = known.ok_or_else(|| Error::UnknownImage {
+            name: template.to_owned(),
+            available: Template::ALL.map(Template::name).join(", "),
+        })?;
+        Ok(self.ensure(Request::Template(known), progress)?.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written_and_shortened() {
+        for request in Request::ALL {
+            assert_eq!(request.to_string().parse::<Request>().unwrap(), request);
+        }
+        assert_eq!(
+            "kernel".parse::<Request>().unwrap(),
+            Request::Kernel(Flavour::Hardware)
+        );
+        assert_eq!(
+            "busybox".parse::<Request>().unwrap(),
+            Request::Template(Template::Busybox)
+        );
+        let message = "debian".parse::<Request>().unwrap_err().to_string();
+        assert!(
+            message.contains("debian") && message.contains("template/busybox"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_template_may_be_a_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Cache::at(dir.path().join("cache")));
+        let image = dir.path().join("own.erofs");
+        std::fs::write(&image, "x").unwrap();
+        let progress = Progress::silent();
+        let text = image.to_str().unwrap();
+        assert_eq!(store.template(text, &progress).unwrap(), image);
+        for bad in [dir.path().to_str().unwrap(), "/no/such/template", "nosuch"] {
+            let message = store.template(bad, &progress).unwrap_err().to_string();
+            assert!(message.contains(bad), "{message}");
+        }
+    }
+}
