@@ -10,15 +10,32 @@
 //! engine forks for itself are reaped inside its own calls, except the
 //! remover of [`Engine::destroy`], whose end the waiter may ignore.
 
+mod cgroup;
 pub mod engine;
 pub mod error;
 pub mod exit;
+mod files;
+mod handshake;
 pub mod idmap;
+mod init;
+mod launch;
+mod loop_device;
+mod mounts;
+pub mod place;
+mod raw;
+mod root;
+mod seccomp;
+mod session;
 pub mod step;
 pub mod template;
+mod users;
 
 pub use engine::{Engine, EngineConfig, Io, Process, Running, Start, Vps};
 pub use error::Error;
 pub use idmap::IdRange;
+pub use place::{leave_initramfs, own_mounts};
 pub use step::Step;
 pub use template::{Template, TemplateSource};
+
+/// What programs in a VPS are told to be in (`container=`).
+const CONTAINER: &str = "insula";

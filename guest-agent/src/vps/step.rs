@@ -54,8 +54,6 @@ steps! {
     Dev = "mounting /dev",
     /// `/run`.
     Run = "mounting /run",
-    /// `/tmp`.
-    Tmp = "mounting /tmp",
     /// `pivot_root`.
     Pivot = "changing to its root",
     /// `sethostname`.
@@ -91,7 +89,7 @@ impl Step {
             (Self::Pivot, Errno::INVAL) => {
                 "; the engine runs on an initramfs that it must leave first"
             }
-            (Self::Proc | Self::Sysfs | Self::Dev | Self::Run | Self::Tmp, Errno::LOOP)
+            (Self::Proc | Self::Sysfs | Self::Dev | Self::Run, Errno::LOOP)
             | (_, Errno::NOTDIR) => "; the template has something other than a directory there",
             _ => "",
         }

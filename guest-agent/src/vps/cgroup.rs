@@ -1,0 +1,360 @@
+//! Control groups: a VPS's limits, and the part that it may divide itself.
+//!
+//! ```text
+//! ROOT/NAME/          limits; belongs to us
+//! ROOT/NAME/payload/  root of the VPS's cgroup namespace; delegated
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::{Error, IdRange};
+use crate::protocol::{Limits, Usage};
+
+/// Controllers that VPSs get, as far as the kernel has them.
+const CONTROLLERS: &[&str] = &["cpu", "memory", "io", "pids", "cpuset"];
+/// Name of the delegated part.
+const PAYLOAD: &str = "payload";
+/// What the kernel lists as delegatable, for kernels that do not list it.
+const DELEGATE: &str = "cgroup.procs cgroup.threads cgroup.subtree_control";
+/// How deep and how many cgroups a VPS may make.
+const MAX_DEPTH: &str = "16";
+const MAX_DESCENDANTS: &str = "1024";
+
+/// Writes to a file of a cgroup.
+fn write(cgroup: impl AsFd, file: &str, text: &str) -> Result<(), Errno> {
+    let fd = rustix::fs::openat(cgroup, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(fd, text.as_bytes()).map(drop)
+}
+
+/// Reads a file of a cgroup, up to 4 KiB.
+fn read(cgroup: impl AsFd, file: &str) -> Result<String, Errno> {
+    let fd = rustix::fs::openat(cgroup, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = vec![0u8; 4096];
+    let n = rustix::io::read(fd, &mut text)?;
+    text.truncate(n);
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// The files that carry `limits`, with what is to be written to them.
+pub(crate) fn limit_files(limits: &Limits) -> Vec<(&'static str, String)> {
+    /// Microseconds over which CPU time is shared out.
+    const PERIOD: u64 = 100_000;
+    let mut files = Vec::new();
+    if let Some(bytes) = limits.memory_bytes {
+        files.push(("memory.max", bytes.to_string()));
+        // An honest limit: swap is no second memory.
+        files.push(("memory.swap.max", "0".to_owned()));
+    }
+    if let Some(milli) = limits.cpu_milli {
+        // The kernel's least quota is one millisecond.
+        let quota = (u64::from(milli) * PERIOD / 1000).max(1000);
+        files.push(("cpu.max", format!("{quota} {PERIOD}")));
+    }
+    if let Some(weight) = limits.cpu_weight {
+        files.push(("cpu.weight", weight.clamp(1, 10_000).to_string()));
+    }
+    if let Some(pids) = limits.pids {
+        files.push(("pids.max", pids.to_string()));
+    }
+    files
+}
+
+/// The controllers that are in `available` and wanted, but not yet `enabled`,
+/// as `cgroup.subtree_control` takes them. Empty: nothing is to be done.
+fn missing(available: &str, enabled: &str, wanted: &[&str]) -> String {
+    let has = |list: &str, name: &str| list.split_whitespace().any(|entry| entry == name);
+    wanted
+        .iter()
+        .filter(|name| has(available, name) && !has(enabled, name))
+        .map(|name| format!("+{name}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Enables controllers for the children of a cgroup.
+fn enable(cgroup: impl AsFd, wanted: &[&str]) -> Result<(), Errno> {
+    let enabled = read(&cgroup, "cgroup.subtree_control")?;
+    if wanted.iter().all(|name| enabled.split_whitespace().any(|entry| entry == *name)) {
+        return Ok(());
+    }
+    let missing = missing(&read(&cgroup, "cgroup.controllers")?, &enabled, wanted);
+    if missing.is_empty() { Ok(()) } else { write(cgroup, "cgroup.subtree_control", &missing) }
+}
+
+/// The value behind `key` in a file of `key value` lines.
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// The cgroups of one VPS.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    /// With the limits.
+    pub(crate) outer: OwnedFd,
+    /// Where its processes start: the delegated part, or the same.
+    pub(crate) payload: OwnedFd,
+}
+
+/// The cgroup below which all VPSs live.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    root: OwnedFd,
+    path: PathBuf,
+    /// Files of a delegated cgroup that its owner may write.
+    delegate: Vec<String>,
+}
+
+impl Cgroups {
+    /// Makes `path` if need be and enables controllers from the hierarchy's
+    /// root down to it.
+    pub(crate) fn new(path: &Path) -> Result<Self, Error> {
+        let error = |op| Error::system(op, path.display().to_string());
+        let hierarchy = path
+            .ancestors()
+            .filter(|dir| is_cgroup2(dir))
+            .last()
+            .ok_or_else(|| {
+                Error::Invalid(format!(
+                    "{} is not in a cgroup v2 hierarchy: mount -t cgroup2 cgroup2 /sys/fs/cgroup \
+                     (systemd.unified_cgroup_hierarchy=1 on older systems)",
+                    path.display()
+                ))
+            })?
+            .to_owned();
+        let mut level = hierarchy.clone();
+        let mut fd = open(CWD, &level).map_err(error("open cgroup"))?;
+        enable(&fd, CONTROLLERS).map_err(error("enable controllers above cgroup"))?;
+        for name in path.strip_prefix(&hierarchy).unwrap_or(Path::new("")) {
+            level.push(name);
+            match rustix::fs::mkdirat(&fd, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(error("make cgroup")(errno)),
+            }
+            fd = open(&fd, name).map_err(error("open cgroup"))?;
+            enable(&fd, CONTROLLERS).map_err(error("enable controllers of cgroup"))?;
+        }
+        let delegate = std::fs::read_to_string("/sys/kernel/cgroup/delegate")
+            .unwrap_or_else(|_| DELEGATE.to_owned());
+        Ok(Self {
+            root: fd,
+            path: path.to_owned(),
+            delegate: delegate.split_whitespace().map(str::to_owned).collect(),
+        })
+    }
+
+    /// For one VPS without a part of its own to divide: enables only what
+    /// `limits` need.
+    pub(crate) fn for_one(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let error = |op| Error::system(op, path.display().to_string());
+        let root = open(CWD, path).map_err(error("open cgroup"))?;
+        let mut wanted: Vec<&str> =
+            limit_files(limits).iter().filter_map(|(file, _)| file.split('.').next()).collect();
+        wanted.dedup();
+        enable(&root, &wanted).map_err(error("enable controllers of cgroup"))?;
+        Ok(Self { root, path: path.to_owned(), delegate: Vec::new() })
+    }
+
+    fn error(&self, op: &'static str, name: &str) -> impl FnOnce(Errno) -> Error + use<> {
+        Error::system(op, self.path.join(name).display().to_string())
+    }
+
+    /// Makes a VPS's cgroups, with its limits in force. With `owner`, a part
+    /// of them is that VPS's root's to divide.
+    pub(crate) fn create(
+        &self,
+        name: &str,
+        limits: &Limits,
+        owner: Option<IdRange>,
+    ) -> Result<Cgroup, Error> {
+        match rustix::fs::mkdirat(&self.root, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            // Left by an agent that was killed: empty, or it could not be reused.
+            Err(Errno::EXIST) => {
+                self.remove(name)?;
+                rustix::fs::mkdirat(&self.root, name, Mode::from_raw_mode(0o755))
+                    .map_err(self.error("make cgroup", name))?;
+            }
+            Err(errno) => return Err(self.error("make cgroup", name)(errno)),
+        }
+        self.fill(name, limits, owner).inspect_err(|_| {
+            let _ = self.remove(name);
+        })
+    }
+
+    fn fill(&self, name: &str, limits: &Limits, owner: Option<IdRange>) -> Result<Cgroup, Error> {
+        let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
+        for (file, text) in limit_files(limits) {
+            match write(&outer, file, &text) {
+                Ok(()) => {}
+                // A kernel without swap has no such file.
+                Err(Errno::NOENT) if file == "memory.swap.max" => {}
+                Err(errno) => {
+                    let what = format!("{file} of cgroup {name} to {text}");
+                    return Err(Error::System { op: "set", subject: what, errno });
+                }
+            }
+        }
+        let Some(owner) = owner else {
+            let payload = outer.try_clone().map_err(Error::io("duplicate cgroup", name))?;
+            return Ok(Cgroup { outer, payload });
+        };
+        enable(&outer, CONTROLLERS).map_err(self.error("enable controllers of cgroup", name))?;
+        for (file, text) in
+            [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)]
+        {
+            write(&outer, file, text).map_err(self.error("bound cgroup", name))?;
+        }
+        rustix::fs::mkdirat(&outer, PAYLOAD, Mode::from_raw_mode(0o755))
+            .map_err(self.error("make payload of cgroup", name))?;
+        let payload = open(&outer, PAYLOAD).map_err(self.error("open payload of cgroup", name))?;
+        let (uid, gid) = (Uid::from_raw(owner.base()), Gid::from_raw(owner.base()));
+        for file in std::iter::once(".").chain(self.delegate.iter().map(String::as_str)) {
+            match rustix::fs::chownat(&payload, file, Some(uid), Some(gid), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(self.error("delegate cgroup", name)(errno)),
+            }
+        }
+        Ok(Cgroup { outer, payload })
+    }
+
+    /// Opens the cgroups of a VPS that runs.
+    pub(crate) fn open(&self, name: &str) -> Result<Cgroup, Error> {
+        let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
+        let payload = match open(&outer, PAYLOAD) {
+            Err(Errno::NOENT) => outer.try_clone().map_err(Error::io("duplicate cgroup", name))?,
+            other => other.map_err(self.error("open payload of cgroup", name))?,
+        };
+        Ok(Cgroup { outer, payload })
+    }
+
+    /// The cgroup that process `pid`, of that VPS, is in: for sessions of a
+    /// VPS whose init moved itself and divided its payload.
+    pub(crate) fn of_process(&self, name: &str, pid: i32) -> Result<OwnedFd, Error> {
+        let file = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        // "0::/vps/web/payload/init.scope": what follows the VPS's own name.
+        let inside = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .and_then(|path| path.split_once(&format!("/{name}/{PAYLOAD}/")))
+            .map(|(_, inside)| inside.to_owned())
+            .ok_or_else(|| Error::Invalid(format!("VPS {name} left its cgroup")))?;
+        let payload = self.open(name)?.payload;
+        open(&payload, inside.as_str()).map_err(self.error("open a cgroup in", name))
+    }
+
+    /// Kills all processes below.
+    pub(crate) fn kill(&self, name: &str) -> Result<(), Error> {
+        match open(&self.root, name).and_then(|cgroup| write(cgroup, "cgroup.kill", "1")) {
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(()),
+            Err(errno) => Err(self.error("kill cgroup", name)(errno)),
+        }
+    }
+
+    /// Removes a VPS's cgroups, those that it made included. `false`: there
+    /// are processes in it.
+    pub(crate) fn remove(&self, name: &str) -> Result<bool, Error> {
+        // The common case first: nothing below.
+        match rustix::fs::unlinkat(&self.root, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(true),
+            Err(_) => {}
+        }
+        match remove_tree(&self.root, name, 0) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(errno) => Err(self.error("remove cgroup", name)(errno)),
+        }
+    }
+
+    /// What a VPS uses.
+    pub(crate) fn usage(&self, name: &str) -> Result<Usage, Error> {
+        let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
+        // A file that is missing belongs to a controller that the kernel lacks.
+        let text = |file: &str| read(&outer, file).unwrap_or_default();
+        let number = |file: &str| text(file).trim().parse().unwrap_or(0);
+        Ok(Usage {
+            memory_bytes: number("memory.current"),
+            memory_peak_bytes: number("memory.peak"),
+            cpu_us: field(&text("cpu.stat"), "usage_usec").unwrap_or(0),
+            pids: number("pids.current") as u32,
+            oom_kills: field(&text("memory.events"), "oom_kill").unwrap_or(0),
+            pids_refused: field(&text("pids.events"), "max").unwrap_or(0),
+        })
+    }
+}
+
+fn is_cgroup2(dir: &Path) -> bool {
+    const MAGIC: u64 = 0x6367_7270;
+    rustix::fs::statfs(dir).is_ok_and(|stat| stat.f_type as u64 == MAGIC)
+}
+
+/// Removes a cgroup and those below; no deeper than [`MAX_DEPTH`] allows.
+fn remove_tree(parent: &OwnedFd, name: &str, depth: u32) -> Result<(), Errno> {
+    if depth > 20 {
+        return Err(Errno::LOOP);
+    }
+    let cgroup = open(parent, name)?;
+    let children: Vec<String> = Dir::read_from(&cgroup)?
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type() == FileType::Directory)
+        .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
+        .filter(|name| name != "." && name != "..")
+        .collect();
+    for child in children {
+        remove_tree(&cgroup, &child, depth + 1)?;
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_become_files() {
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            cpu_milli: Some(1500),
+            cpu_weight: None,
+            pids: Some(32),
+        };
+        let files = limit_files(&limits);
+        let expected = [
+            ("memory.max", "67108864"),
+            ("memory.swap.max", "0"),
+            ("cpu.max", "150000 100000"),
+            ("pids.max", "32"),
+        ];
+        assert_eq!(files, expected.map(|(file, text)| (file, text.to_owned())));
+        assert!(limit_files(&Limits::default()).is_empty());
+    }
+
+    #[test]
+    fn a_tiny_share_of_a_cpu_is_the_least_that_the_kernel_takes() {
+        let limits = Limits { cpu_milli: Some(1), ..Limits::default() };
+        assert_eq!(limit_files(&limits), [("cpu.max", "1000 100000".to_owned())]);
+    }
+
+    #[test]
+    fn only_missing_controllers_are_enabled() {
+        assert_eq!(missing("cpuset cpu io memory pids", "cpu", CONTROLLERS), "+memory +io +pids +cpuset");
+        assert_eq!(missing("cpu pids", "cpu pids", CONTROLLERS), "");
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let events = "low 0\noom 3\noom_kill 2\noom_group_kill 0\n";
+        assert_eq!(field(events, "oom_kill"), Some(2));
+        assert_eq!(field(events, "oom"), Some(3));
+        assert_eq!(field(events, "oo"), None);
+    }
+}
