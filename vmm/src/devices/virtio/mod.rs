@@ -9,6 +9,7 @@ pub mod block;
 pub mod chain;
 pub mod mmio;
 pub mod ring;
+pub mod vsock;
 
 mod device;
 mod interrupt;
