@@ -8,13 +8,13 @@
 
 pub mod cache;
 pub mod command;
-#[path = "lab/cpio.rs"]
 mod cpio;
 pub mod disks;
 pub mod erofs;
 pub mod error;
 pub mod initramfs;
 pub mod kernel;
+pub mod lab;
 pub mod packages;
 pub mod programs;
 pub mod progress;
