@@ -1,0 +1,209 @@
+//! What a machine process costs beyond the KVM calls that it must make.
+//!
+//! Runs `insula-vmm` and the C program `micro/bare_kvm.c` in turns, both with a
+//! micro-guest that pulses the reset line at once, and prints the medians,
+//! their ratio (the goal is at most 1.3), and the peak resident set (the goal
+//! is at most 4 MB). In the lab with `--icount` a nanosecond is an instruction,
+//! of host kernel, KVM and program together.
+//!
+//! `cargo run --release -p insula-benches --bin bench-vmm-cost -- [--runs N]
+//! [--vmm FILE] [--bare FILE]`; without `--bare` the C program is compiled with
+//! `cc` first, without `--vmm` the `insula-vmm` beside this program is taken.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+/// The C program's source, compiled where the bench runs.
+const BARE_SOURCE: &str = include_str!("../../micro/bare_kvm.c");
+const GOAL_RATIO: f64 = 1.3;
+const GOAL_RESIDENT_KIB: i64 = 4 << 10;
+const MEMORY_MIB: u32 = 128;
+/// What `insula-vmm` says of a guest that resets without a goodbye.
+const RESET_CODE: i32 = 20;
+
+struct Options {
+    runs: usize,
+    vmm: PathBuf,
+    bare: Option<PathBuf>,
+}
+
+/// One run of a program.
+#[derive(Clone, Copy)]
+struct Sample {
+    elapsed_ns: u64,
+    cpu_us: u64,
+    resident_kib: i64,
+}
+
+fn main() -> Result<ExitCode> {
+    let options = parse()?;
+    let dir = env::temp_dir().join(format!("insula-bench-vmm-cost-{}", std::process::id()));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let met = bench(&options, &dir);
+    // Only ours, and in a place for temporary files.
+    let _ = fs::remove_dir_all(&dir);
+    Ok(if met? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn bench(options: &Options, dir: &Path) -> Result<bool> {
+    let bare = match &options.bare {
+        Some(path) => path.clone(),
+        None => compile(dir)?,
+    };
+    let kernel = dir.join("micro-guest");
+    fs::write(&kernel, micro_guest())?;
+    let config = dir.join("machine.json");
+    let machine = json!({
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB},
+        "boot-source": {"kernel_image_path": kernel},
+    });
+    fs::write(&config, machine.to_string())?;
+
+    let mut ours = Command::new(&options.vmm);
+    ours.arg("--config").arg(&config);
+    let mut theirs = Command::new(&bare);
+    let (mut insula, mut plain) = (Vec::new(), Vec::new());
+    for run in 0..=options.runs {
+        let samples = (measure(&mut ours, RESET_CODE)?, measure(&mut theirs, 0)?);
+        // The first of each finds its pages on disk: not counted.
+        if run > 0 {
+            insula.push(samples.0);
+            plain.push(samples.1);
+        }
+    }
+    Ok(report(&insula, &plain))
+}
+
+fn report(insula: &[Sample], plain: &[Sample]) -> bool {
+    println!("{:<14} {:>14} {:>14} {:>16}", "program", "elapsed ms", "user+sys ms", "peak resident KiB");
+    for (name, samples) in [("insula-vmm", insula), ("bare KVM calls", plain)] {
+        println!(
+            "{name:<14} {:>14.3} {:>14.3} {:>16}",
+            median(samples, |s| s.elapsed_ns) as f64 / 1e6,
+            median(samples, |s| s.cpu_us) as f64 / 1e3,
+            samples.iter().map(|s| s.resident_kib).max().unwrap_or(0),
+        );
+    }
+    let ratio = |of: fn(&Sample) -> u64| median(insula, of) as f64 / median(plain, of).max(1) as f64;
+    let (elapsed, cpu) = (ratio(|s| s.elapsed_ns), ratio(|s| s.cpu_us));
+    let resident = insula.iter().map(|s| s.resident_kib).max().unwrap_or(0);
+    println!("ratio: elapsed {elapsed:.3}, user+sys {cpu:.3}; goal: elapsed at most {GOAL_RATIO} under icount");
+    println!(
+        "runs: {}; the peaks cannot show less than this program's own resident set",
+        insula.len()
+    );
+    elapsed <= GOAL_RATIO && resident <= GOAL_RESIDENT_KIB
+}
+
+fn median(samples: &[Sample], of: impl Fn(&Sample) -> u64) -> u64 {
+    let mut values: Vec<u64> = samples.iter().map(of).collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}
+
+/// Runs a program to its end.
+fn measure(command: &mut Command, expected: i32) -> Result<Sample> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let start = Instant::now();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let (status, usage) = wait(child.id())?;
+    let elapsed_ns = start.elapsed().as_nanos() as u64;
+    ensure!(
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == expected,
+        "{name} ended with wait status {status:#x}, not with exit code {expected}: run it by hand"
+    );
+    let us = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+    Ok(Sample {
+        elapsed_ns,
+        cpu_us: us(usage.ru_utime) + us(usage.ru_stime),
+        resident_kib: usage.ru_maxrss,
+    })
+}
+
+/// Waits for a child of ours; its resources are only known this way.
+fn wait(pid: u32) -> Result<(libc::c_int, libc::rusage)> {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live variables of the right types.
+    let waited = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, &raw mut usage) };
+    if waited < 0 {
+        bail!("cannot wait for process {pid}: {}", std::io::Error::last_os_error());
+    }
+    Ok((status, usage))
+}
+
+fn compile(dir: &Path) -> Result<PathBuf> {
+    let (source, program) = (dir.join("bare_kvm.c"), dir.join("bare_kvm"));
+    fs::write(&source, BARE_SOURCE)?;
+    let status = Command::new("cc")
+        .args(["-O2", "-o"])
+        .args([&program, &source])
+        .status()
+        .context("cannot run cc: install gcc, or give a compiled program with --bare")?;
+    ensure!(status.success(), "cc could not compile bare_kvm.c");
+    Ok(program)
+}
+
+/// An ELF kernel of two instructions: `mov al, 0xfe; out 0x64, al`.
+fn micro_guest() -> Vec<u8> {
+    const CODE: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
+    const ADDRESS: u64 = 0x20_0000;
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    let mut put = |bytes: &[u8]| image.extend_from_slice(bytes);
+    // ELF header: executable, x86-64, version, entry, program headers at 64.
+    put(&2u16.to_le_bytes());
+    put(&62u16.to_le_bytes());
+    put(&1u32.to_le_bytes());
+    put(&ADDRESS.to_le_bytes());
+    put(&64u64.to_le_bytes());
+    put(&[0; 12]);
+    for half in [64u16, 56, 1, 0, 0, 0] {
+        put(&half.to_le_bytes());
+    }
+    // Program header: load, all permissions, offset, addresses, sizes, alignment.
+    put(&1u32.to_le_bytes());
+    put(&7u32.to_le_bytes());
+    for word in [120, ADDRESS, ADDRESS, CODE.len() as u64, CODE.len() as u64, 16] {
+        put(&word.to_le_bytes());
+    }
+    put(&CODE);
+    image
+}
+
+fn parse() -> Result<Options> {
+    let own = env::current_exe().context("cannot find this program")?;
+    let mut options =
+        Options { runs: 20, vmm: own.with_file_name("insula-vmm"), bare: None };
+    let mut arguments = env::args_os().skip(1);
+    while let Some(option) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{} needs a value", option.display()))?;
+        match option.to_str() {
+            Some("--runs") => {
+                options.runs = value.to_str().and_then(|n| n.parse().ok()).context("--runs needs a number")?;
+            }
+            Some("--vmm") => options.vmm = value.into(),
+            Some("--bare") => options.bare = Some(value.into()),
+            _ => bail!("unknown option {}: --runs N, --vmm FILE, --bare FILE", option.display()),
+        }
+    }
+    ensure!(options.runs > 0, "--runs must be at least 1");
+    ensure!(
+        options.vmm.is_file(),
+        "{} does not exist: cargo build --release -p vmm, or give --vmm FILE",
+        options.vmm.display()
+    );
+    Ok(options)
+}
