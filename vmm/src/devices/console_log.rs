@@ -50,7 +50,12 @@ impl ConsoleLog {
 
     /// A log without a file.
     pub fn discard() -> Self {
-        Self { file: None, length: 0, buffer: Vec::new(), tail: VecDeque::new() }
+        Self {
+            file: None,
+            length: 0,
+            buffer: Vec::new(),
+            tail: VecDeque::new(),
+        }
     }
 
     /// Takes output.
@@ -60,7 +65,7 @@ impl ConsoleLog {
         self.tail.drain(..excess);
         if self.file.is_some() {
             self.buffer.extend_from_slice(bytes);
-            if self.buffer.ends_with(b"\n") || self.buffer.len() >= BUFFER_LIMIT {
+            if bytes.contains(&b'\n') || self.buffer.len() >= BUFFER_LIMIT {
                 self.flush();
             }
         }
@@ -150,8 +155,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut log = ConsoleLog::create(&path).unwrap();
-        log.append(b"one\ntw");
-        log.append(b"o\nthr");
+        for byte in b"one\ntwo\nthr" {
+            log.append(&[*byte]);
+        }
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
         drop(log);
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\nthr");
