@@ -13,6 +13,8 @@ pub mod vsock;
 
 mod device;
 mod interrupt;
+#[cfg(test)]
+mod testing;
 
 pub use device::{ActivateError, Activation, VirtioDevice};
 pub use interrupt::Interrupt;

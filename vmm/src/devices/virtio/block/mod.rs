@@ -147,3 +147,6 @@ impl Drop for Block {
         self.reset();
     }
 }
+
+#[cfg(test)]
+mod tests;
