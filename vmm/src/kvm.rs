@@ -17,13 +17,17 @@ pub const API_VERSION: i32 = 12;
 #[derive(Debug, Error)]
 pub enum KvmError {
     /// There is no device.
-    #[error("/dev/kvm does not exist: this processor or virtual machine offers no virtualization, \
+    #[error(
+        "/dev/kvm does not exist: this processor or virtual machine offers no virtualization, \
              it is switched off in the firmware, or the module is not loaded (modprobe kvm-intel \
-             or kvm-amd); in a container, pass --device /dev/kvm. Without KVM, use --on lab")]
+             or kvm-amd); in a container, pass --device /dev/kvm. Without KVM, use --on lab"
+    )]
     Missing,
     /// It may not be opened.
-    #[error("/dev/kvm may not be opened by this user: run as root, or join its group \
-             (usermod -aG kvm $USER, then log in again)")]
+    #[error(
+        "/dev/kvm may not be opened by this user: run as root, or join its group \
+             (usermod -aG kvm $USER, then log in again)"
+    )]
     Denied,
     /// It could not be opened for another reason.
     #[error("cannot open /dev/kvm: {0}")]
@@ -51,14 +55,34 @@ pub enum KvmError {
 
 /// What a machine cannot do without: capability, its name, its purpose.
 pub const REQUIRED: [(Cap, &str, &str); 8] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory from this process"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "real mode on Intel processors"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "choosing the guest's CPUID"),
+    (
+        Cap::Irqchip,
+        "KVM_CAP_IRQCHIP",
+        "interrupt controllers in the kernel",
+    ),
+    (
+        Cap::UserMemory,
+        "KVM_CAP_USER_MEMORY",
+        "guest memory from this process",
+    ),
+    (
+        Cap::SetTssAddr,
+        "KVM_CAP_SET_TSS_ADDR",
+        "real mode on Intel processors",
+    ),
+    (
+        Cap::ExtCpuid,
+        "KVM_CAP_EXT_CPUID",
+        "choosing the guest's CPUID",
+    ),
     (Cap::Pit2, "KVM_CAP_PIT2", "the timer in the kernel"),
     (Cap::Irqfd, "KVM_CAP_IRQFD", "device interrupts"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "device notifications"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "stopping a virtual processor"),
+    (
+        Cap::ImmediateExit,
+        "KVM_CAP_IMMEDIATE_EXIT",
+        "stopping a virtual processor",
+    ),
 ];
 
 /// Opens `/dev/kvm`; the permission bits alone may lie.
@@ -104,4 +128,3 @@ pub fn open_checked() -> Result<Kvm, KvmError> {
 pub(crate) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Request { what, source }
 }
-

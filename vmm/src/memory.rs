@@ -17,8 +17,10 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// The address space could not be reserved.
-    #[error("cannot reserve {mib} MiB of address space for the guest's memory: {source}; \
-             lower mem_size_mib or raise the limit (ulimit -v)")]
+    #[error(
+        "cannot reserve {mib} MiB of address space for the guest's memory: {source}; \
+             lower mem_size_mib or raise the limit (ulimit -v)"
+    )]
     Map {
         /// Size of the guest's memory, in MiB.
         mib: u32,
@@ -44,8 +46,12 @@ pub enum MemoryError {
 /// [`MemoryError::Map`].
 pub fn allocate(size: MemSize, huge_pages: HugePages) -> Result<GuestMemory, MemoryError> {
     // vm-memory maps anonymous, private and with MAP_NORESERVE.
-    let memory = GuestMemory::from_ranges(&layout::ram_ranges(size.bytes()))
-        .map_err(|source| MemoryError::Map { mib: size.get(), source })?;
+    let memory = GuestMemory::from_ranges(&layout::ram_ranges(size.bytes())).map_err(|source| {
+        MemoryError::Map {
+            mib: size.get(),
+            source,
+        }
+    })?;
     if huge_pages == HugePages::Transparent {
         memory.iter().for_each(advice::transparent_huge_pages);
     }
@@ -69,8 +75,11 @@ pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
         // SAFETY: the range is one live mapping of that size, which only this
         // slot covers; whoever holds the `VmFd` also holds `memory` for as long
         // as the guest runs.
-        unsafe { vm.set_user_memory_region(kvm_region) }
-            .map_err(|source| MemoryError::Slot { address, size: region.len(), source })?;
+        unsafe { vm.set_user_memory_region(kvm_region) }.map_err(|source| MemoryError::Slot {
+            address,
+            size: region.len(),
+            source,
+        })?;
     }
     Ok(())
 }
@@ -79,5 +88,7 @@ pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
 pub fn low_memory_end(memory: &GuestMemory) -> GuestAddress {
     memory
         .find_region(GuestAddress(0))
-        .map_or(GuestAddress(0), |region| GuestAddress(region.start_addr().0 + region.len()))
+        .map_or(GuestAddress(0), |region| {
+            GuestAddress(region.start_addr().0 + region.len())
+        })
 }

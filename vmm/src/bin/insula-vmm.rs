@@ -59,7 +59,11 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter) -> ExitReport {
-    let failed = |code, message: String| ExitReport { code, message, console: String::new() };
+    let failed = |code, message: String| ExitReport {
+        code,
+        message,
+        console: String::new(),
+    };
     let config = match MachineConfig::from_file(config) {
         Ok(config) => config,
         Err(error) => return failed(BAD_CONFIGURATION, error.to_string()),
@@ -75,7 +79,11 @@ fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter
                 Ending::PowerOff => String::new(),
                 _ => machine.console_tail(CONSOLE_LINES),
             };
-            ExitReport { code: ending.exit_code(), message: ending.to_string(), console }
+            ExitReport {
+                code: ending.exit_code(),
+                message: ending.to_string(),
+                console,
+            }
         }
     }
 }
@@ -89,7 +97,11 @@ fn parse(
     let mut start_ns = started_ns;
     while let Some(option) = arguments.next() {
         let option = option.to_string_lossy().into_owned();
-        let mut value = || arguments.next().ok_or_else(|| format!("{option} needs a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{option} needs a value"))
+        };
         match option.as_str() {
             "--help" | "-h" => return Ok(None),
             "--config" => config = Some(PathBuf::from(value()?)),
@@ -106,7 +118,11 @@ fn parse(
         }
     }
     let config = config.ok_or("one of --dir and --config is needed")?;
-    Ok(Some(Options { config, reporter, start_ns }))
+    Ok(Some(Options {
+        config,
+        reporter,
+        start_ns,
+    }))
 }
 
 fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, String> {
@@ -122,7 +138,9 @@ fn inherited(fd: RawFd) -> Result<File, String> {
     // not open.
     let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
     if !open {
-        return Err(format!("descriptor {fd} is not open, or is a standard stream"));
+        return Err(format!(
+            "descriptor {fd} is not open, or is a standard stream"
+        ));
     }
     // SAFETY: it is open, and this program has opened nothing yet: it belongs
     // to whoever started us, who gave it to us by its number.

@@ -56,7 +56,11 @@ pub fn build(boot_args: &str, devices: &[VirtioMmioDevice]) -> Result<String, Cm
             line.push(' ');
         }
         // Writing to a string cannot fail.
-        let _ = write!(line, "virtio_mmio.device=4K@{:#x}:{}", device.address, device.gsi);
+        let _ = write!(
+            line,
+            "virtio_mmio.device=4K@{:#x}:{}",
+            device.address, device.gsi
+        );
     }
     if let Some(init_args) = init_args {
         line.push_str(" -- ");
@@ -70,8 +74,13 @@ pub fn build(boot_args: &str, devices: &[VirtioMmioDevice]) -> Result<String, Cm
 
 /// Puts the command line and its final NUL into guest memory.
 pub(super) fn write(memory: &GuestMemory, line: &str) -> Result<(), BootError> {
-    let wrong = |source| BootError::Memory { what: "kernel command line", source };
-    memory.write_slice(line.as_bytes(), GuestAddress(layout::CMDLINE)).map_err(wrong)?;
+    let wrong = |source| BootError::Memory {
+        what: "kernel command line",
+        source,
+    };
+    memory
+        .write_slice(line.as_bytes(), GuestAddress(layout::CMDLINE))
+        .map_err(wrong)?;
     memory
         .write_obj(0u8, GuestAddress(layout::CMDLINE + line.len() as u64))
         .map_err(wrong)
@@ -81,7 +90,10 @@ pub(super) fn write(memory: &GuestMemory, line: &str) -> Result<(), BootError> {
 mod tests {
     use super::*;
 
-    const DEVICE: VirtioMmioDevice = VirtioMmioDevice { address: layout::VIRTIO_MMIO, gsi: 5 };
+    const DEVICE: VirtioMmioDevice = VirtioMmioDevice {
+        address: layout::VIRTIO_MMIO,
+        gsi: 5,
+    };
 
     #[test]
     fn devices_are_announced() {
@@ -89,7 +101,10 @@ mod tests {
             build("quiet", &[DEVICE]).unwrap(),
             "quiet virtio_mmio.device=4K@0xd0000000:5"
         );
-        assert_eq!(build("", &[DEVICE]).unwrap(), "virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(
+            build("", &[DEVICE]).unwrap(),
+            "virtio_mmio.device=4K@0xd0000000:5"
+        );
     }
 
     #[test]
@@ -103,7 +118,10 @@ mod tests {
     #[test]
     fn longest_configured_line_fits_with_all_devices() {
         let devices: Vec<_> = (0..=MAX_DRIVES as u64)
-            .map(|i| VirtioMmioDevice { address: layout::VIRTIO_MMIO + i * 0x1000, gsi: 23 })
+            .map(|i| VirtioMmioDevice {
+                address: layout::VIRTIO_MMIO + i * 0x1000,
+                gsi: 23,
+            })
             .collect();
         assert!(build(&"x".repeat(MAX_USER_LENGTH), &devices).is_ok());
         assert!(build(&"x".repeat(3000), &devices).is_err());

@@ -44,8 +44,10 @@ pub enum InitrdError {
         source: vm_memory::GuestMemoryError,
     },
     /// There is not enough memory.
-    #[error("the initramfs ({size} bytes) does not fit between the kernel's end at {kernel_end:#x} \
-             and the end of low memory at {memory_end:#x}: raise mem_size_mib")]
+    #[error(
+        "the initramfs ({size} bytes) does not fit between the kernel's end at {kernel_end:#x} \
+             and the end of low memory at {memory_end:#x}: raise mem_size_mib"
+    )]
     TooLarge {
         /// Size of all segments, in bytes.
         size: u64,
@@ -86,22 +88,37 @@ pub(super) fn load(
         .checked_sub(size)
         .map(|address| address & !(PAGE_SIZE - 1))
         .filter(|address| *address >= kernel_end)
-        .ok_or(InitrdError::TooLarge { size, kernel_end, memory_end })?;
+        .ok_or(InitrdError::TooLarge {
+            size,
+            kernel_end,
+            memory_end,
+        })?;
     for (path, mut file, offset, length) in segments {
         memory
             .read_exact_volatile_from(GuestAddress(address + offset), &mut file, length as usize)
-            .map_err(|source| InitrdError::Load { path: path.clone(), source })?;
+            .map_err(|source| InitrdError::Load {
+                path: path.clone(),
+                source,
+            })?;
     }
     // Low memory ends below 4 GiB, so that both fit.
-    Ok(Some(Initrd { address: address as u32, size: size as u32 }))
+    Ok(Some(Initrd {
+        address: address as u32,
+        size: size as u32,
+    }))
 }
 
 fn open(path: &Path) -> Result<(File, u64), InitrdError> {
-    let wrong = |source| InitrdError::Read { path: path.to_owned(), source };
+    let wrong = |source| InitrdError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(wrong)?;
     let metadata = file.metadata().map_err(wrong)?;
     if !metadata.is_file() {
-        return Err(InitrdError::NotAFile { path: path.to_owned() });
+        return Err(InitrdError::NotAFile {
+            path: path.to_owned(),
+        });
     }
     Ok((file, metadata.len()))
 }
@@ -136,9 +153,17 @@ mod tests {
         let (_dir, paths) = files(&[b"07070", b"second"]);
         let memory = memory();
         let initrd = load(&memory, &paths, 0x10_0000).unwrap().unwrap();
-        assert_eq!(initrd, Initrd { address: (16 << 20) - 0x1000, size: 14 });
+        assert_eq!(
+            initrd,
+            Initrd {
+                address: (16 << 20) - 0x1000,
+                size: 14
+            }
+        );
         let mut bytes = [0xff; 14];
-        memory.read_slice(&mut bytes, GuestAddress(initrd.address.into())).unwrap();
+        memory
+            .read_slice(&mut bytes, GuestAddress(initrd.address.into()))
+            .unwrap();
         assert_eq!(&bytes, b"07070\0\0\0second");
     }
 

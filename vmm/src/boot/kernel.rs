@@ -121,10 +121,16 @@ pub(super) fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel, Ke
                 &mut image.file,
                 segment.file_size as usize,
             )
-            .map_err(|source| KernelError::Load { path: path.to_owned(), source })?;
+            .map_err(|source| KernelError::Load {
+                path: path.to_owned(),
+                source,
+            })?;
         end = end.max(segment.address + segment.memory_size);
     }
-    Ok(LoadedKernel { entry: GuestAddress(entry), end })
+    Ok(LoadedKernel {
+        entry: GuestAddress(entry),
+        end,
+    })
 }
 
 /// An open image.
@@ -136,7 +142,10 @@ struct Image<'a> {
 
 impl<'a> Image<'a> {
     fn open(path: &'a Path) -> Result<Self, KernelError> {
-        let wrong = |source| KernelError::Read { path: path.to_owned(), source };
+        let wrong = |source| KernelError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(wrong)?;
         let metadata = file.metadata().map_err(wrong)?;
         if !metadata.is_file() {
@@ -145,7 +154,11 @@ impl<'a> Image<'a> {
                 found: "a directory or device",
             });
         }
-        Ok(Self { path, file, size: metadata.len() })
+        Ok(Self {
+            path,
+            file,
+            size: metadata.len(),
+        })
     }
 
     /// Entry point and segments, all checked to lie within the file and within
@@ -163,7 +176,9 @@ impl<'a> Image<'a> {
         }
         let mut table = vec![0; usize::from(phnum) * PROGRAM_HEADER_SIZE];
         self.within_file("program header table", phoff, table.len() as u64)?;
-        self.file.read_exact_at(&mut table, phoff).map_err(|source| self.read_error(source))?;
+        self.file
+            .read_exact_at(&mut table, phoff)
+            .map_err(|source| self.read_error(source))?;
 
         let mut segments = Vec::with_capacity(usize::from(phnum));
         for entry in table.chunks_exact(PROGRAM_HEADER_SIZE) {
@@ -172,7 +187,10 @@ impl<'a> Image<'a> {
             }
         }
         let entry = u64_at(&header, 24);
-        if !segments.iter().any(|s| (s.address..s.address + s.memory_size).contains(&entry)) {
+        if !segments
+            .iter()
+            .any(|s| (s.address..s.address + s.memory_size).contains(&entry))
+        {
             return Err(self.malformed(
                 "its entry point is in none of its segments (is it a kernel, linked with physical \
                  addresses?)",
@@ -213,9 +231,14 @@ impl<'a> Image<'a> {
         let mut start = [0; 0x210];
         let length = self.size.min(start.len() as u64) as usize;
         let start = &mut start[..length];
-        self.file.read_exact_at(start, 0).map_err(|source| self.read_error(source))?;
+        self.file
+            .read_exact_at(start, 0)
+            .map_err(|source| self.read_error(source))?;
         if let Some(found) = not_an_elf_kernel(start) {
-            return Err(KernelError::NotAKernel { path: self.path.to_owned(), found });
+            return Err(KernelError::NotAKernel {
+                path: self.path.to_owned(),
+                found,
+            });
         }
         let Some(first) = start.first_chunk() else {
             return Err(self.truncated("ELF header", ELF_HEADER_SIZE as u64));
@@ -240,15 +263,26 @@ impl<'a> Image<'a> {
     }
 
     fn truncated(&self, what: &'static str, needed: u64) -> KernelError {
-        KernelError::Truncated { path: self.path.to_owned(), what, needed, size: self.size }
+        KernelError::Truncated {
+            path: self.path.to_owned(),
+            what,
+            needed,
+            size: self.size,
+        }
     }
 
     fn malformed(&self, what: &'static str) -> KernelError {
-        KernelError::Malformed { path: self.path.to_owned(), what }
+        KernelError::Malformed {
+            path: self.path.to_owned(),
+            what,
+        }
     }
 
     fn read_error(&self, source: io::Error) -> KernelError {
-        KernelError::Read { path: self.path.to_owned(), source }
+        KernelError::Read {
+            path: self.path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -278,13 +312,19 @@ fn not_an_elf_kernel(start: &[u8]) -> Option<&'static str> {
         (b"\x89LZO", "an lzop file: decompress it first"),
         (b"0707", "a cpio archive (an initramfs?)"),
     ];
-    if let Some((_, found)) = compressed.iter().find(|(magic, _)| start.starts_with(magic)) {
+    if let Some((_, found)) = compressed
+        .iter()
+        .find(|(magic, _)| start.starts_with(magic))
+    {
         return Some(found);
     }
     if start.starts_with(b"MZ") {
         return Some("a PE executable (an EFI image?)");
     }
-    if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) {
+    if start
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+    {
         return Some("a text file");
     }
     Some("a file of an unknown kind")
@@ -304,7 +344,10 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 }
 
 fn u64_from(bytes: &[u8], offset: usize, size: usize) -> u64 {
-    bytes[offset..offset + size].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes[offset..offset + size]
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

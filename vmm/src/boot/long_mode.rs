@@ -26,28 +26,52 @@ pub const IDT_LIMIT: u16 = size_of::<u64>() as u16 - 1;
 /// The 64-bit code segment.
 pub fn code_segment() -> kvm_segment {
     // Type 11: execute/read, accessed.
-    kvm_segment { selector: CODE_SELECTOR, type_: 11, l: 1, ..flat_segment() }
+    kvm_segment {
+        selector: CODE_SELECTOR,
+        type_: 11,
+        l: 1,
+        ..flat_segment()
+    }
 }
 
 /// The data segment.
 pub fn data_segment() -> kvm_segment {
     // Type 3: read/write, accessed.
-    kvm_segment { selector: DATA_SELECTOR, type_: 3, db: 1, ..flat_segment() }
+    kvm_segment {
+        selector: DATA_SELECTOR,
+        type_: 3,
+        db: 1,
+        ..flat_segment()
+    }
 }
 
 /// The task segment, which a processor in long mode must have: type 11, busy.
 pub fn task_segment() -> kvm_segment {
-    kvm_segment { type_: 11, present: 1, limit: 0xffff, ..kvm_segment::default() }
+    kvm_segment {
+        type_: 11,
+        present: 1,
+        limit: 0xffff,
+        ..kvm_segment::default()
+    }
 }
 
 fn flat_segment() -> kvm_segment {
-    kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..kvm_segment::default() }
+    kvm_segment {
+        limit: 0xffff_ffff,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..kvm_segment::default()
+    }
 }
 
 /// Puts GDT, IDT and page tables into guest memory. The page tables map the
 /// first GiB one to one by pages of 2 MiB.
 pub(super) fn write(memory: &GuestMemory) -> Result<(), BootError> {
-    let wrong = |source| BootError::Memory { what: "descriptor or page table", source };
+    let wrong = |source| BootError::Memory {
+        what: "descriptor or page table",
+        source,
+    };
     let mut page_directory = [0u8; 0x1000];
     for (index, entry) in (0u64..).zip(page_directory.chunks_exact_mut(8)) {
         entry.copy_from_slice(&((index << 21) | PRESENT_WRITABLE | PAGE_SIZE_2M).to_le_bytes());
@@ -63,7 +87,10 @@ pub(super) fn write(memory: &GuestMemory) -> Result<(), BootError> {
             memory.write_obj(layout::PDPT | PRESENT_WRITABLE, GuestAddress(layout::PML4))
         })
         .and_then(|()| {
-            memory.write_obj(layout::PAGE_DIRECTORY | PRESENT_WRITABLE, GuestAddress(layout::PDPT))
+            memory.write_obj(
+                layout::PAGE_DIRECTORY | PRESENT_WRITABLE,
+                GuestAddress(layout::PDPT),
+            )
         })
         .and_then(|()| memory.write_slice(&page_directory, GuestAddress(layout::PAGE_DIRECTORY)))
         .map_err(wrong)

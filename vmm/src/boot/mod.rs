@@ -63,4 +63,3 @@ pub fn load(
     long_mode::write(memory)?;
     Ok(EntryPoint(kernel.entry))
 }
-

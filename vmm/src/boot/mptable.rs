@@ -34,7 +34,10 @@ const EXTERNAL_INTERRUPT: u8 = 3;
 pub(super) fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), BootError> {
     memory
         .write_slice(&build(vcpus), GuestAddress(layout::MP_TABLE))
-        .map_err(|source| BootError::Memory { what: "MP table", source })
+        .map_err(|source| BootError::Memory {
+            what: "MP table",
+            source,
+        })
 }
 
 /// Floating pointer structure and configuration table, in one.
@@ -43,7 +46,8 @@ fn build(vcpus: u8) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(layout::MP_TABLE_MAX as usize);
 
     bytes.extend_from_slice(b"_MP_");
-    bytes.extend_from_slice(&(layout::MP_TABLE as u32 + FLOATING_POINTER_SIZE as u32).to_le_bytes());
+    bytes
+        .extend_from_slice(&(layout::MP_TABLE as u32 + FLOATING_POINTER_SIZE as u32).to_le_bytes());
     // Length in paragraphs, revision, checksum, and no default configuration.
     bytes.extend_from_slice(&[1, SPEC_REVISION, 0, 0, 0, 0, 0, 0]);
     bytes[10] = checksum(&bytes);
@@ -87,7 +91,11 @@ fn entries(vcpus: u8) -> Entries {
         let mut processor = [0; 20];
         processor[1] = id;
         processor[2] = LOCAL_APIC_VERSION;
-        processor[3] = if id == 0 { CPU_ENABLED | CPU_BOOT } else { CPU_ENABLED };
+        processor[3] = if id == 0 {
+            CPU_ENABLED | CPU_BOOT
+        } else {
+            CPU_ENABLED
+        };
         processor[4..8].copy_from_slice(&CPU_SIGNATURE.to_le_bytes());
         processor[8..12].copy_from_slice(&CPU_FEATURES.to_le_bytes());
         entries.add(&processor);
@@ -96,7 +104,16 @@ fn entries(vcpus: u8) -> Entries {
     // The IOAPIC's identifier is the first that no processor has.
     let ioapic = vcpus;
     let address = layout::IOAPIC.to_le_bytes();
-    entries.add(&[2, ioapic, IOAPIC_VERSION, 1, address[0], address[1], address[2], address[3]]);
+    entries.add(&[
+        2,
+        ioapic,
+        IOAPIC_VERSION,
+        1,
+        address[0],
+        address[1],
+        address[2],
+        address[3],
+    ]);
     // Every line goes to the pin of its number, which is how KVM routes them.
     for line in 0..=layout::LAST_GSI as u8 {
         entries.interrupt(3, VECTORED, line, ioapic, line);
@@ -125,8 +142,15 @@ mod tests {
             let table = build(vcpus);
             assert_eq!(sum(&table[..16]), 0);
             assert_eq!(sum(&table[16..]), 0);
-            assert!(table.len() as u64 <= layout::MP_TABLE_MAX, "{vcpus}: {}", table.len());
-            assert_eq!(u16::from_le_bytes([table[20], table[21]]) as usize, table.len() - 16);
+            assert!(
+                table.len() as u64 <= layout::MP_TABLE_MAX,
+                "{vcpus}: {}",
+                table.len()
+            );
+            assert_eq!(
+                u16::from_le_bytes([table[20], table[21]]) as usize,
+                table.len() - 16
+            );
         }
     }
 

@@ -2,9 +2,7 @@
 //! (`Documentation/arch/x86/zero-page.rst`).
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::BootError;
 use super::initrd::Initrd;
@@ -31,7 +29,10 @@ pub(super) fn write(
     let params = build(memory, cmdline_length, initrd);
     memory
         .write_obj(params, GuestAddress(layout::ZERO_PAGE))
-        .map_err(|source| BootError::Memory { what: "zero page", source })
+        .map_err(|source| BootError::Memory {
+            what: "zero page",
+            source,
+        })
 }
 
 fn build(memory: &GuestMemory, cmdline_length: u32, initrd: Option<Initrd>) -> boot_params {
@@ -49,8 +50,11 @@ fn build(memory: &GuestMemory, cmdline_length: u32, initrd: Option<Initrd>) -> b
     let mut entries = 0;
     let mut add = |start: u64, end: u64| {
         if end > start {
-            params.e820_table[entries] =
-                boot_e820_entry { addr: start, size: end - start, r#type: E820_RAM };
+            params.e820_table[entries] = boot_e820_entry {
+                addr: start,
+                size: end - start,
+                r#type: E820_RAM,
+            };
             entries += 1;
         }
     };
@@ -100,7 +104,10 @@ mod tests {
     #[test]
     fn header_says_where_things_are() {
         let memory = GuestMemory::from_ranges(&layout::ram_ranges(16 << 20)).unwrap();
-        let initrd = Initrd { address: 0x80_0000, size: 0x1234 };
+        let initrd = Initrd {
+            address: 0x80_0000,
+            size: 0x1234,
+        };
         write(&memory, 17, Some(initrd)).unwrap();
         let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         assert_eq!({ params.hdr.header }, HEADER_MAGIC);

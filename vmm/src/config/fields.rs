@@ -148,7 +148,12 @@ impl TryFrom<String> for BootNonce {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("boot_nonce must be 32 hexadecimal digits, not {} bytes of text", text.len());
+        let wrong = || {
+            format!(
+                "boot_nonce must be 32 hexadecimal digits, not {} bytes of text",
+                text.len()
+            )
+        };
         if text.len() != 32 || !text.is_ascii() {
             return Err(wrong());
         }
@@ -163,12 +168,15 @@ impl TryFrom<String> for BootNonce {
 
 impl From<BootNonce> for String {
     fn from(nonce: BootNonce) -> String {
-        nonce.0.iter().fold(String::with_capacity(32), |mut text, byte| {
-            for digit in [byte >> 4, byte & 15] {
-                text.extend(char::from_digit(u32::from(digit), 16));
-            }
-            text
-        })
+        nonce
+            .0
+            .iter()
+            .fold(String::with_capacity(32), |mut text, byte| {
+                for digit in [byte >> 4, byte & 15] {
+                    text.extend(char::from_digit(u32::from(digit), 16));
+                }
+                text
+            })
     }
 }
 
@@ -208,7 +216,10 @@ impl TryFrom<Vec<DriveConfig>> for Drives {
 
     fn try_from(drives: Vec<DriveConfig>) -> Result<Self, String> {
         if drives.len() > MAX_DRIVES {
-            return Err(format!("drives has {} entries, but {MAX_DRIVES} is the most", drives.len()));
+            return Err(format!(
+                "drives has {} entries, but {MAX_DRIVES} is the most",
+                drives.len()
+            ));
         }
         for (index, drive) in drives.iter().enumerate() {
             let id = &drive.drive_id;

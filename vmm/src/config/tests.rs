@@ -48,11 +48,20 @@ fn unknown_field_is_named() {
 #[test]
 fn numbers_out_of_bounds_are_refused_with_their_bounds() {
     let error = refused(&MINIMAL.replace(": 1,", ": 17,"));
-    assert!(error.starts_with("vcpu_count must be 1 to 16, not 17"), "{error}");
+    assert!(
+        error.starts_with("vcpu_count must be 1 to 16, not 17"),
+        "{error}"
+    );
     let error = refused(&MINIMAL.replace(": 1,", ": 0,"));
-    assert!(error.starts_with("vcpu_count must be 1 to 16, not 0"), "{error}");
+    assert!(
+        error.starts_with("vcpu_count must be 1 to 16, not 0"),
+        "{error}"
+    );
     let error = refused(&MINIMAL.replace("128", "8"));
-    assert!(error.starts_with("mem_size_mib must be 16 to 524288 MiB, not 8"), "{error}");
+    assert!(
+        error.starts_with("mem_size_mib must be 16 to 524288 MiB, not 8"),
+        "{error}"
+    );
     let error = refused(&MINIMAL.replace("128", "4294967424"));
     assert!(error.starts_with("mem_size_mib"), "{error}");
 }
@@ -60,13 +69,24 @@ fn numbers_out_of_bounds_are_refused_with_their_bounds() {
 #[test]
 fn newer_version_is_refused() {
     let error = refused(&MINIMAL.replacen('{', "{\"version\": 2,", 1));
-    assert!(error.contains("version 2 is newer than this program"), "{error}");
+    assert!(
+        error.contains("version 2 is newer than this program"),
+        "{error}"
+    );
 }
 
 #[test]
 fn boot_args_must_be_printable_and_short() {
-    assert!(BootArgs::try_from("quiet\n".to_owned()).unwrap_err().contains("byte 5 is 0x0a"));
-    assert!(BootArgs::try_from("x".repeat(5000)).unwrap_err().contains("5000 bytes"));
+    assert!(
+        BootArgs::try_from("quiet\n".to_owned())
+            .unwrap_err()
+            .contains("byte 5 is 0x0a")
+    );
+    assert!(
+        BootArgs::try_from("x".repeat(5000))
+            .unwrap_err()
+            .contains("5000 bytes")
+    );
 }
 
 #[test]
@@ -81,7 +101,9 @@ fn drives_must_be_distinct_and_named() {
     assert_eq!(error, "drives[1].drive_id \"a\" is used twice");
     assert!(Drives::try_from(vec![drive("")]).is_err());
     assert!(Drives::try_from(vec![drive("twenty-one-characters")]).is_err());
-    let many = (0..=MAX_DRIVES).map(|i| drive(&i.to_string())).collect::<Vec<_>>();
+    let many = (0..=MAX_DRIVES)
+        .map(|i| drive(&i.to_string()))
+        .collect::<Vec<_>>();
     assert!(Drives::try_from(many).unwrap_err().contains("17 entries"));
 }
 
@@ -106,5 +128,8 @@ fn nonce_is_hexadecimal_and_not_printed() {
 #[test]
 fn errors_name_the_file() {
     let error = MachineConfig::from_file(Path::new("/nonexistent/machine.json")).unwrap_err();
-    assert!(error.to_string().contains("/nonexistent/machine.json"), "{error}");
+    assert!(
+        error.to_string().contains("/nonexistent/machine.json"),
+        "{error}"
+    );
 }

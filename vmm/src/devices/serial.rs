@@ -24,7 +24,9 @@ pub struct SerialConsole {
 impl SerialConsole {
     /// A console that writes to `log` and raises its interrupt by `interrupt`.
     pub fn new(interrupt: EventFd, log: SharedConsoleLog) -> Self {
-        Self { uart: Serial::new(Interrupt(interrupt), log) }
+        Self {
+            uart: Serial::new(Interrupt(interrupt), log),
+        }
     }
 }
 

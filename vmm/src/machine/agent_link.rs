@@ -38,8 +38,10 @@ pub enum CallError {
     #[error("the hello lacks this boot's nonce: it is not from this guest's agent")]
     Nonce,
     /// The agent is of another generation.
-    #[error("the agent speaks version {0}.x of the protocol, this program {MAJOR}.{MINOR}: \
-             rebuild the guest's initramfs (insula image build)")]
+    #[error(
+        "the agent speaks version {0}.x of the protocol, this program {MAJOR}.{MINOR}: \
+             rebuild the guest's initramfs (insula image build)"
+    )]
     Version(u16),
     /// Something else came after the hello.
     #[error("unexpected message of kind {0}")]
@@ -85,7 +87,11 @@ impl AgentLink {
     /// agent's very first act.
     pub fn call(&self) -> AgentCall {
         self.0.timer.stamp(Step::Init);
-        AgentCall { link: self.clone(), decoder: Decoder::new(), greeted: false }
+        AgentCall {
+            link: self.clone(),
+            decoder: Decoder::new(),
+            greeted: false,
+        }
     }
 
     /// Readable when something has changed.
@@ -207,12 +213,18 @@ mod tests {
     }
 
     fn hello(secret: &[u8], major: u16) -> Vec<u8> {
-        let hello = Hello { secret: secret.to_vec(), major, ..our_hello() };
+        let hello = Hello {
+            secret: secret.to_vec(),
+            major,
+            ..our_hello()
+        };
         Frame::new(0, Message::Hello(hello)).to_bytes()
     }
 
     fn goodbye() -> Vec<u8> {
-        let goodbye = Goodbye { reason: GoodbyeReason::Requested };
+        let goodbye = Goodbye {
+            reason: GoodbyeReason::Requested,
+        };
         Frame::new(0, Message::Goodbye(goodbye)).to_bytes()
     }
 
@@ -248,7 +260,10 @@ mod tests {
     #[test]
     fn goodbye_needs_a_hello_first() {
         let link = link();
-        assert!(matches!(link.call().receive(&goodbye()), Err(CallError::NoHello)));
+        assert!(matches!(
+            link.call().receive(&goodbye()),
+            Err(CallError::NoHello)
+        ));
         assert!(link.goodbye().is_none());
     }
 
@@ -256,7 +271,10 @@ mod tests {
     fn an_agent_of_another_generation_is_named() {
         let link = link();
         let mut call = link.call();
-        assert!(matches!(call.receive(&hello(&NONCE, 99)), Err(CallError::Version(99))));
+        assert!(matches!(
+            call.receive(&hello(&NONCE, 99)),
+            Err(CallError::Version(99))
+        ));
         assert!(link.incompatible().unwrap().contains("99"));
     }
 

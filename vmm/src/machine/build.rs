@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::Machine;
@@ -30,21 +28,24 @@ impl Machine {
         let vm = create_vm(&kvm)?;
         timer.stamp(Step::KvmReady);
 
-        let memory =
-            memory::allocate(config.machine.mem_size_mib, config.machine.huge_pages)?;
+        let memory = memory::allocate(config.machine.mem_size_mib, config.machine.huge_pages)?;
         memory::register(&vm, &memory)?;
         timer.stamp(Step::MemoryReady);
 
         let end = EndSignal::new().map_err(BuildError::process("create an event descriptor"))?;
         let mut devices = Devices::new(&vm, config.console.as_ref(), &end)?;
-        devices.add_drives(&vm, &memory, config)?;
-        let agent = match &config.readiness {
-            None => None,
-            Some(readiness) => Some(
+        let agent = match (&config.vsock, &config.readiness) {
+            (Some(_), Some(readiness)) => Some(
                 AgentLink::new(readiness.boot_nonce, Arc::clone(&timer))
                     .map_err(BuildError::process("create an event descriptor"))?,
             ),
+            _ => None,
         };
+
+        devices.add_drives(&vm, &memory, config)?;
+        if let Some(vsock) = &config.vsock {
+            devices.add_vsock(&vm, &memory, vsock, agent.clone())?;
+        }
 
         let vcpu_count = config.machine.vcpu_count;
         let entry = boot::load(&memory, &config.boot_source, vcpu_count, &devices.slots)?;
@@ -65,20 +66,26 @@ impl Machine {
             agent,
             ready_timeout: config.readiness.map(|readiness| readiness.ready_timeout_ms),
             timer,
-            vm,
-            memory,
+            _vm: vm,
+            _memory: memory,
         })
     }
 }
 
 /// A virtual machine with its interrupt controllers and timer.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
-    let vm = kvm.create_vm().map_err(refused("create a virtual machine"))?;
+    let vm = kvm
+        .create_vm()
+        .map_err(refused("create a virtual machine"))?;
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(refused("reserve its pages in the guest's memory"))?;
-    vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
+    vm.create_irq_chip()
+        .map_err(refused("create the interrupt controllers"))?;
     // The speaker's port belongs to the timer: it stays in the kernel too.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
     vm.create_pit2(pit).map_err(refused("create the timer"))?;
     Ok(vm)
 }

@@ -1,20 +1,26 @@
 //! Puts the devices of a machine on its buses and connects them with KVM.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+
+use guest_agent::protocol::HOST_PORT;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::agent_link::AgentLink;
+use super::agent_port::AgentPort;
 use super::ending::{Cause, EndSignal};
 use super::error::BuildError;
 use crate::boot::cmdline::VirtioMmioDevice;
-use crate::config::{ConsoleConfig, MachineConfig};
+use crate::config::{ConsoleConfig, MachineConfig, VsockConfig};
 use crate::devices::console_log::{ConsoleLog, SharedConsoleLog};
 use crate::devices::i8042::{I8042_LENGTH, I8042_PORT, ResetLine};
 use crate::devices::serial::{COM1_GSI, COM1_LENGTH, COM1_PORT, SerialConsole};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::Transport;
+use crate::devices::virtio::vsock::{self, HostPort, Vsock, VsockSubscriber};
 use crate::kvm::refused;
 use crate::memory::{GuestMemory, layout};
 use crate::vcpu::Buses;
@@ -25,6 +31,8 @@ pub(super) struct Devices {
     pub(super) console: SharedConsoleLog,
     /// The virtio devices, in the order of their slots.
     pub(super) virtio: Vec<Arc<Mutex<Transport>>>,
+    /// What drives the vsock device.
+    pub(super) vsock: Option<VsockSubscriber>,
     /// Where the kernel finds them.
     pub(super) slots: Vec<VirtioMmioDevice>,
 }
@@ -38,8 +46,12 @@ impl Devices {
     ) -> Result<Self, BuildError> {
         let log = match console {
             None => ConsoleLog::discard(),
-            Some(ConsoleConfig { log_path }) => ConsoleLog::create(log_path)
-                .map_err(|source| BuildError::Console { path: log_path.clone(), source })?,
+            Some(ConsoleConfig { log_path }) => {
+                ConsoleLog::create(log_path).map_err(|source| BuildError::Console {
+                    path: log_path.clone(),
+                    source,
+                })?
+            }
         };
         let console = SharedConsoleLog::new(log);
 
@@ -48,13 +60,23 @@ impl Devices {
         vm.register_irqfd(&interrupt, COM1_GSI)
             .map_err(refused("connect the console's interrupt"))?;
         let serial = SerialConsole::new(interrupt, console.clone());
-        buses.pio.insert(COM1_PORT, COM1_LENGTH, Arc::new(Mutex::new(serial)))?;
+        buses
+            .pio
+            .insert(COM1_PORT, COM1_LENGTH, Arc::new(Mutex::new(serial)))?;
 
         let end = end.clone();
         let reset_line = ResetLine::new(move || end.raise(Cause::Reset));
-        buses.pio.insert(I8042_PORT, I8042_LENGTH, Arc::new(Mutex::new(reset_line)))?;
+        buses
+            .pio
+            .insert(I8042_PORT, I8042_LENGTH, Arc::new(Mutex::new(reset_line)))?;
 
-        Ok(Self { buses, console, virtio: Vec::new(), slots: Vec::new() })
+        Ok(Self {
+            buses,
+            console,
+            virtio: Vec::new(),
+            vsock: None,
+            slots: Vec::new(),
+        })
     }
 
     /// The configured drives, in order.
@@ -66,10 +88,34 @@ impl Devices {
     ) -> Result<(), BuildError> {
         for drive in &config.drives {
             let block = Block::new(&drive.path_on_host, drive.is_read_only, &drive.drive_id)
-                .map_err(|source| BuildError::Drive { drive_id: drive.drive_id.clone(), source })?;
+                .map_err(|source| BuildError::Drive {
+                    drive_id: drive.drive_id.clone(),
+                    source,
+                })?;
             self.add_virtio(vm, memory, Box::new(block))?;
         }
         Ok(())
+    }
+
+    /// The channel between host and guest, on which `agent` is called.
+    pub(super) fn add_vsock(
+        &mut self,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        config: &VsockConfig,
+        agent: Option<AgentLink>,
+    ) -> Result<(), BuildError> {
+        let mut ports: BTreeMap<u32, Box<dyn HostPort>> = BTreeMap::new();
+        if let Some(agent) = agent {
+            ports.insert(HOST_PORT, Box::new(AgentPort::new(agent)));
+        }
+        let device = Vsock::new(vsock::VsockConfig {
+            guest_cid: u64::from(config.guest_cid.get()),
+            path: config.uds_path.clone(),
+            ports,
+        })?;
+        self.vsock = Some(device.subscriber());
+        self.add_virtio(vm, memory, Box::new(device))
     }
 
     /// Puts a virtio device into the next slot. Notifications and interrupts
@@ -95,7 +141,9 @@ impl Devices {
                 .map_err(refused("connect a device's notification"))?;
         }
         let transport = Arc::new(Mutex::new(transport));
-        self.buses.mmio.insert(slot.address, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
+        self.buses
+            .mmio
+            .insert(slot.address, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
         self.virtio.push(transport);
         self.slots.push(slot);
         Ok(())

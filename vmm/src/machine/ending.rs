@@ -16,8 +16,10 @@ pub enum Ending {
     PowerOff,
     /// The guest was reset without a goodbye: its kernel panicked, or its PID 1
     /// ended otherwise.
-    #[error("the guest was reset without a goodbye from its agent: its kernel panicked or its \
-             init failed")]
+    #[error(
+        "the guest was reset without a goodbye from its agent: its kernel panicked or its \
+             init failed"
+    )]
     Panicked,
     /// The agent said that it could not go on.
     #[error("the guest's agent gave up: {0}")]
@@ -117,7 +119,11 @@ impl EndSignal {
 
     /// Takes the cause, if there is one.
     pub fn take(&self) -> Option<Cause> {
-        self.0.cause.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0
+            .cause
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -133,7 +139,10 @@ mod tests {
         end.raise(Cause::Reset);
         assert!(end.stop().is_set());
         assert_eq!(end.event().read().unwrap(), 1);
-        assert!(matches!(end.take(), Some(Cause::Ending(Ending::Signal(15)))));
+        assert!(matches!(
+            end.take(),
+            Some(Cause::Ending(Ending::Signal(15)))
+        ));
     }
 
     #[test]
@@ -141,7 +150,14 @@ mod tests {
         assert_eq!(Ending::PowerOff.exit_code(), 0);
         assert_eq!(Ending::Panicked.exit_code(), 20);
         assert_eq!(Ending::Failed(String::new()).exit_code(), 22);
-        assert_eq!(Ending::NeverReady { timeout_ms: 1, refused: String::new() }.exit_code(), 24);
+        assert_eq!(
+            Ending::NeverReady {
+                timeout_ms: 1,
+                refused: String::new()
+            }
+            .exit_code(),
+            24
+        );
         assert_eq!(Ending::Signal(15).exit_code(), 143);
     }
 }

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::boot::BootError;
 use crate::devices::bus::BusError;
 use crate::devices::virtio::block::BlockError;
+use crate::devices::virtio::vsock::VsockError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 
@@ -39,6 +40,9 @@ pub enum BuildError {
         /// What is wrong with it.
         source: BlockError,
     },
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// Two devices want the same addresses.
     #[error("cannot place a device: {0}")]
     Bus(#[from] BusError),

@@ -1,6 +1,7 @@
 //! A machine, from its parts to its end.
 
 pub mod agent_link;
+mod agent_port;
 pub mod boot_timer;
 mod build;
 mod devices;
@@ -37,8 +38,10 @@ pub struct Machine {
     agent: Option<AgentLink>,
     ready_timeout: Option<ReadyTimeout>,
     timer: Arc<BootTimer>,
-    vm: VmFd,
-    memory: GuestMemory,
+    /// Never read: it keeps the machine and its interrupt lines alive.
+    _vm: VmFd,
+    /// Never read: KVM uses the mapping as long as the machine lives.
+    _memory: GuestMemory,
 }
 
 impl Machine {

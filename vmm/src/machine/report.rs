@@ -87,7 +87,10 @@ impl Reporter {
     /// The guest is ready.
     pub fn ready(&mut self, spans: Spans) {
         self.status(Phase::Ready, spans, None);
-        self.line(&ReadyLine::Ready { pid: process::id(), spans });
+        self.line(&ReadyLine::Ready {
+            pid: process::id(),
+            spans,
+        });
     }
 
     /// The machine is over. A starter that still waits learns why.
@@ -99,7 +102,9 @@ impl Reporter {
     }
 
     fn line(&mut self, line: &ReadyLine) {
-        let Some(mut pipe) = self.ready_pipe.take() else { return };
+        let Some(mut pipe) = self.ready_pipe.take() else {
+            return;
+        };
         let mut bytes = serde_json::to_vec(line).unwrap_or_default();
         bytes.push(b'\n');
         // A starter that no longer listens has no use for it.
@@ -107,8 +112,16 @@ impl Reporter {
     }
 
     fn status(&self, phase: Phase, spans: Spans, exit: Option<ExitReport>) {
-        let Some(path) = &self.status_path else { return };
-        let status = Status { version: 1, pid: process::id(), phase, spans, exit };
+        let Some(path) = &self.status_path else {
+            return;
+        };
+        let status = Status {
+            version: 1,
+            pid: process::id(),
+            phase,
+            spans,
+            exit,
+        };
         let bytes = serde_json::to_vec(&status).unwrap_or_default();
         let partial = path.with_extension("json.new");
         // Renamed into place, so that a reader never sees half of it.
@@ -136,12 +149,22 @@ mod tests {
     fn status_is_replaced_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("status.json");
-        let mut reporter = Reporter { status_path: Some(path.clone()), ready_pipe: None };
-        let spans = Spans { init: Some(7), ..Spans::default() };
+        let mut reporter = Reporter {
+            status_path: Some(path.clone()),
+            ready_pipe: None,
+        };
+        let spans = Spans {
+            init: Some(7),
+            ..Spans::default()
+        };
         reporter.booting(spans);
         reporter.ended(
             spans,
-            ExitReport { code: 20, message: "m".to_owned(), console: String::new() },
+            ExitReport {
+                code: 20,
+                message: "m".to_owned(),
+                console: String::new(),
+            },
         );
         let status: Status = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(status.phase, Phase::Ended);
@@ -154,9 +177,16 @@ mod tests {
     fn the_starter_gets_one_line() {
         let mut file = tempfile::tempfile().unwrap();
         let pipe = file.try_clone().unwrap();
-        let mut reporter = Reporter { status_path: None, ready_pipe: Some(pipe) };
+        let mut reporter = Reporter {
+            status_path: None,
+            ready_pipe: Some(pipe),
+        };
         reporter.ready(Spans::default());
-        let exit = ExitReport { code: 0, message: String::new(), console: String::new() };
+        let exit = ExitReport {
+            code: 0,
+            message: String::new(),
+            console: String::new(),
+        };
         reporter.ended(Spans::default(), exit);
         let mut text = String::new();
         file.rewind().unwrap();

@@ -31,8 +31,15 @@ impl Machine {
         let signals = EndingSignals::take().map_err(BuildError::process("take over signals"))?;
         let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new()
             .map_err(|error| BuildError::Events(error.to_string()))?;
-        let wake = Wake { end: self.end.clone(), signals, agent: self.agent.clone() };
+        let wake = Wake {
+            end: self.end.clone(),
+            signals,
+            agent: self.agent.clone(),
+        };
         events.add_subscriber(Box::new(wake));
+        if let Some(vsock) = self.devices.vsock.take() {
+            events.add_subscriber(Box::new(vsock));
+        }
 
         let processors = self.start_processors()?;
         reporter.booting(self.timer.spans());
@@ -42,7 +49,10 @@ impl Machine {
         self.end.stop().set();
         processors.stop();
         for transport in &self.devices.virtio {
-            transport.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            transport
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .reset();
         }
         self.devices.console.write_out();
         Ok(ending)
@@ -50,7 +60,10 @@ impl Machine {
 
     fn start_processors(&mut self) -> Result<Processors, BuildError> {
         Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
-        let mut processors = Processors { end: self.end.clone(), threads: Vec::new() };
+        let mut processors = Processors {
+            end: self.end.clone(),
+            threads: Vec::new(),
+        };
         let buses = Arc::new(std::mem::take(&mut self.devices.buses));
         self.timer.stamp(Step::FirstInstruction);
         for vcpu in self.vcpus.drain(..) {
@@ -65,16 +78,14 @@ impl Machine {
         events: &mut EventManager<Box<dyn MutEventSubscriber>>,
         reporter: &mut Reporter,
     ) -> Cause {
-        let mut deadline = match (&self.agent, self.ready_timeout) {
-            (Some(_), Some(timeout)) => {
-                let timeout = Duration::from_millis(u64::from(timeout.get()));
-                Some(Instant::now() + timeout)
-            }
-            _ => {
-                reporter.ready(self.timer.spans());
-                None
-            }
-        };
+        let mut deadline = self
+            .agent
+            .as_ref()
+            .and(self.ready_timeout)
+            .map(|timeout| Instant::now() + Duration::from_millis(u64::from(timeout.get())));
+        if deadline.is_none() {
+            reporter.ready(self.timer.spans());
+        }
         loop {
             if let Some(cause) = self.end.take() {
                 return cause;
@@ -100,10 +111,17 @@ impl Machine {
     }
 
     fn never_ready(&self) -> Ending {
-        let refused = self.agent.as_ref().and_then(super::agent_link::AgentLink::refused);
+        let refused = self
+            .agent
+            .as_ref()
+            .and_then(super::agent_link::AgentLink::refused);
         Ending::NeverReady {
-            timeout_ms: self.ready_timeout.map_or(0, crate::config::ReadyTimeout::get),
-            refused: refused.map_or_else(String::new, |why| format!("; its last hello was refused: {why}")),
+            timeout_ms: self
+                .ready_timeout
+                .map_or(0, crate::config::ReadyTimeout::get),
+            refused: refused.map_or_else(String::new, |why| {
+                format!("; its last hello was refused: {why}")
+            }),
         }
     }
 
@@ -122,7 +140,9 @@ impl Machine {
     }
 
     fn reset_ending(&self, events: &mut EventManager<Box<dyn MutEventSubscriber>>) -> Ending {
-        let Some(agent) = &self.agent else { return Ending::Panicked };
+        let Some(agent) = &self.agent else {
+            return Ending::Panicked;
+        };
         // The goodbye was sent before the reset; it may still be in a queue.
         let patience = Instant::now() + GOODBYE_PATIENCE;
         while agent.is_ready() && agent.goodbye().is_none() && Instant::now() < patience {
@@ -140,7 +160,9 @@ impl Machine {
 
 /// For `epoll_wait`: rounded up, so that the time is over when it returns.
 fn milliseconds(left: Option<Duration>) -> i32 {
-    left.map_or(-1, |left| i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX))
+    left.map_or(-1, |left| {
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    })
 }
 
 /// The threads that run processors.
@@ -160,10 +182,13 @@ impl Processors {
             // Given back, so that its mapping lives until nobody kicks it.
             vcpu
         };
-        let thread = Builder::new()
-            .stack_size(VCPU_STACK)
-            .spawn(run)
-            .map_err(BuildError::process("start a thread for a virtual processor"))?;
+        let thread =
+            Builder::new()
+                .stack_size(VCPU_STACK)
+                .spawn(run)
+                .map_err(BuildError::process(
+                    "start a thread for a virtual processor",
+                ))?;
         self.threads.push((thread, kick));
         Ok(())
     }

@@ -27,9 +27,8 @@ impl EndingSignals {
             return Err(io::Error::from_raw_os_error(blocked));
         }
         // SAFETY: -1 asks for a new descriptor, and the set is initialized.
-        let fd = unsafe {
-            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-        };
+        let fd =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -7,6 +7,10 @@ pub(super) fn transparent_huge_pages(region: &GuestRegionMmap<()>) {
     // SAFETY: the range is exactly one live mapping, and the advice changes no
     // content.
     unsafe {
-        libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE);
+        libc::madvise(
+            region.as_ptr().cast(),
+            region.len() as usize,
+            libc::MADV_HUGEPAGE,
+        );
     }
 }

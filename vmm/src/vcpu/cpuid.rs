@@ -63,7 +63,9 @@ pub fn prepare(cpuid: &mut CpuId, topology: Topology) -> Result<(), vmm_sys_util
                 entry.ecx = entry.index & 0xff;
                 match entry.index {
                     0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 1 << 8),
-                    1 => (entry.eax, entry.ebx, entry.ecx) = (topology.id_bits(), vcpus, 2 << 8 | 1),
+                    1 => {
+                        (entry.eax, entry.ebx, entry.ecx) = (topology.id_bits(), vcpus, 2 << 8 | 1)
+                    }
                     _ => (entry.eax, entry.ebx) = (0, 0),
                 }
             }
@@ -91,7 +93,10 @@ pub fn prepare(cpuid: &mut CpuId, topology: Topology) -> Result<(), vmm_sys_util
     // Some KVMs offer only subleaf 0 of the extended topology.
     for leaf in [0xb, 0x1f] {
         let has = |index| {
-            cpuid.as_slice().iter().any(|entry| entry.function == leaf && entry.index == index)
+            cpuid
+                .as_slice()
+                .iter()
+                .any(|entry| entry.function == leaf && entry.index == index)
         };
         if has(0) && !has(1) {
             cpuid.push(kvm_cpuid_entry2 {
@@ -157,12 +162,20 @@ mod tests {
     use super::*;
 
     fn leaf(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, ..kvm_cpuid_entry2::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            ..kvm_cpuid_entry2::default()
+        }
     }
 
     fn prepared(entries: &[kvm_cpuid_entry2], vcpus: u8) -> CpuId {
         let mut cpuid = CpuId::from_entries(entries).unwrap();
-        let topology = Topology { vcpus, tsc_khz: Some(2_500_000), tsc_deadline: true };
+        let topology = Topology {
+            vcpus,
+            tsc_khz: Some(2_500_000),
+            tsc_deadline: true,
+        };
         prepare(&mut cpuid, topology).unwrap();
         cpuid
     }
@@ -188,13 +201,22 @@ mod tests {
 
     #[test]
     fn extended_topology_has_both_levels_whatever_the_host_offers() {
-        for entries in [&[leaf(0xb, 0)][..], &[leaf(0xb, 0), leaf(0xb, 1), leaf(0xb, 2)][..]] {
+        for entries in [
+            &[leaf(0xb, 0)][..],
+            &[leaf(0xb, 0), leaf(0xb, 1), leaf(0xb, 2)][..],
+        ] {
             let mut cpuid = prepared(entries, 16);
             set_apic_id(&mut cpuid, 15);
             let threads = find(&cpuid, 0xb, 0);
-            assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, 15));
+            assert_eq!(
+                (threads.eax, threads.ebx, threads.ecx, threads.edx),
+                (0, 1, 0x100, 15)
+            );
             let cores = find(&cpuid, 0xb, 1);
-            assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (4, 16, 0x201, 15));
+            assert_eq!(
+                (cores.eax, cores.ebx, cores.ecx, cores.edx),
+                (4, 16, 0x201, 15)
+            );
         }
     }
 

@@ -26,7 +26,9 @@ unsafe impl Send for Kick {}
 impl Kick {
     /// For one processor, before its thread is spawned.
     pub fn new(vcpu: &mut Vcpu) -> Self {
-        Self { immediate_exit: NonNull::from(&mut vcpu.fd.get_kvm_run().immediate_exit) }
+        Self {
+            immediate_exit: NonNull::from(&mut vcpu.fd.get_kvm_run().immediate_exit),
+        }
     }
 
     /// Installs the handler of the signal that interrupts `KVM_RUN`. It does
@@ -35,12 +37,7 @@ impl Kick {
     /// # Errors
     /// What the system says.
     pub fn install_handler() -> io::Result<()> {
-        extern "C" fn interrupted(
-            _: libc::c_int,
-            _: *mut libc::siginfo_t,
-            _: *mut libc::c_void,
-        ) {
-        }
+        extern "C" fn interrupted(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), interrupted).map_err(io::Error::from)
     }
 

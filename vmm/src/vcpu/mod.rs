@@ -27,8 +27,9 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Request`].
     pub fn new(vm: &VmFd, id: u8) -> Result<Self, KvmError> {
-        let fd =
-            vm.create_vcpu(u64::from(id)).map_err(refused("create a virtual processor"))?;
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(refused("create a virtual processor"))?;
         Ok(Self { fd, id })
     }
 
@@ -40,7 +41,9 @@ impl Vcpu {
     pub fn prepare(&self, cpuid: &mut CpuId, entry: EntryPoint) -> Result<(), KvmError> {
         // CPUID first: Linux 6.13 and newer let it decide which MSRs there are.
         cpuid::set_apic_id(cpuid, self.id);
-        self.fd.set_cpuid2(cpuid).map_err(refused("set a virtual processor's CPUID"))?;
+        self.fd
+            .set_cpuid2(cpuid)
+            .map_err(refused("set a virtual processor's CPUID"))?;
         registers::set_msrs(&self.fd)?;
         registers::connect_lint_pins(&self.fd)?;
         if self.id == 0 {

@@ -32,23 +32,35 @@ const DELIVER_EXTERNAL: u32 = 7 << 8;
 
 /// Puts the processor at the entry point in 64-bit mode.
 pub(super) fn enter_long_mode(vcpu: &VcpuFd, entry: EntryPoint) -> Result<(), KvmError> {
-    let mut sregs = vcpu.get_sregs().map_err(refused("read a virtual processor's registers"))?;
+    let mut sregs = vcpu
+        .get_sregs()
+        .map_err(refused("read a virtual processor's registers"))?;
     long_mode_sregs(&mut sregs);
-    vcpu.set_sregs(&sregs).map_err(refused("set a virtual processor's system registers"))?;
-    vcpu.set_regs(&entry_regs(entry)).map_err(refused("set a virtual processor's registers"))
+    vcpu.set_sregs(&sregs)
+        .map_err(refused("set a virtual processor's system registers"))?;
+    vcpu.set_regs(&entry_regs(entry))
+        .map_err(refused("set a virtual processor's registers"))
 }
 
 /// Model-specific registers that firmware would set. The x87 and SSE state is
 /// right as KVM creates it.
 pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..kvm_msr_entry::default()
+    };
     let entries = [
         entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
         entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
     ];
     // A KVM that does not know one of these runs a guest without it.
-    let Ok(msrs) = Msrs::from_entries(&entries) else { return Ok(()) };
-    vcpu.set_msrs(&msrs).map_err(refused("set a virtual processor's MSRs")).map(|_| ())
+    let Ok(msrs) = Msrs::from_entries(&entries) else {
+        return Ok(());
+    };
+    vcpu.set_msrs(&msrs)
+        .map_err(refused("set a virtual processor's MSRs"))
+        .map(|_| ())
 }
 
 /// Connects the local APIC's two pins as the MP table says: the first to the
@@ -56,7 +68,10 @@ pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
 pub(super) fn connect_lint_pins(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let mut lapic = vcpu.get_lapic().map_err(refused("read a local APIC"))?;
     for (offset, mode) in [(LVT_LINT0, DELIVER_EXTERNAL), (LVT_LINT1, DELIVER_NMI)] {
-        for (register, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(mode.to_le_bytes()) {
+        for (register, byte) in lapic.regs[offset..offset + 4]
+            .iter_mut()
+            .zip(mode.to_le_bytes())
+        {
             *register = byte as _;
         }
     }

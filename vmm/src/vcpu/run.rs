@@ -1,6 +1,6 @@
 //! The loop that runs a virtual processor and serves its exits.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -77,7 +77,7 @@ pub enum VcpuFailure {
 
 /// General registers for a message.
 #[derive(Debug)]
-pub struct Registers(Option<kvm_regs>);
+pub struct Registers(Option<Box<kvm_regs>>);
 
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,8 +88,24 @@ impl fmt::Display for Registers {
                 "rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} \
                  rsi={:#x} rdi={:#x} rbp={:#x} r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} \
                  r13={:#x} r14={:#x} r15={:#x}",
-                r.rip, r.rsp, r.rflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8,
-                r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15
+                r.rip,
+                r.rsp,
+                r.rflags,
+                r.rax,
+                r.rbx,
+                r.rcx,
+                r.rdx,
+                r.rsi,
+                r.rdi,
+                r.rbp,
+                r.r8,
+                r.r9,
+                r.r10,
+                r.r11,
+                r.r12,
+                r.r13,
+                r.r14,
+                r.r15
             ),
         }
     }
@@ -162,7 +178,11 @@ impl Vcpu {
                 }
                 Err(source) => {
                     let registers = self.registers();
-                    return Err(VcpuFailure::Run { vcpu: self.id, source, registers });
+                    return Err(VcpuFailure::Run {
+                        vcpu: self.id,
+                        source,
+                        registers,
+                    });
                 }
             };
             self.settle(pending, repair)?;
@@ -175,7 +195,10 @@ impl Vcpu {
             Pending::Nothing => return Ok(()),
             Pending::TripleFault => {
                 let registers = self.registers();
-                return Err(VcpuFailure::TripleFault { vcpu: self.id, registers });
+                return Err(VcpuFailure::TripleFault {
+                    vcpu: self.id,
+                    registers,
+                });
             }
             Pending::Reset => return Err(VcpuFailure::Reset { vcpu: self.id }),
             Pending::GaveUp(reason) => (Repair::Impossible, reason),
@@ -183,7 +206,10 @@ impl Vcpu {
                 let reason = internal_error_text(&mut self.fd);
                 (repair.internal_error(&mut self.fd), reason)
             }
-            Pending::Debug => (repair.debug(&mut self.fd), "unexpected debug exit".to_owned()),
+            Pending::Debug => (
+                repair.debug(&mut self.fd),
+                "unexpected debug exit".to_owned(),
+            ),
             Pending::WriteMsr(index, value) => (
                 repair.write_msr(&mut self.fd, index, value),
                 format!("unexpected write of MSR {index:#x}"),
@@ -193,13 +219,17 @@ impl Vcpu {
             Repair::Resume => Ok(()),
             Repair::Impossible => {
                 let registers = self.registers();
-                Err(VcpuFailure::GaveUp { vcpu: self.id, reason, registers })
+                Err(VcpuFailure::GaveUp {
+                    vcpu: self.id,
+                    reason,
+                    registers,
+                })
             }
         }
     }
 
     fn registers(&self) -> Registers {
-        Registers(self.fd.get_regs().ok())
+        Registers(self.fd.get_regs().ok().map(Box::new))
     }
 }
 
@@ -253,10 +283,15 @@ fn internal_error_text(vcpu: &mut VcpuFd) -> String {
     }
     let mut text = "it cannot emulate the instruction".to_owned();
     if internal.ndata >= 3 && internal.data[0] & HAS_INSTRUCTION != 0 {
-        let bytes = [internal.data[1].to_le_bytes(), internal.data[2].to_le_bytes()].concat();
+        let bytes = [
+            internal.data[1].to_le_bytes(),
+            internal.data[2].to_le_bytes(),
+        ]
+        .concat();
         let length = usize::from(bytes[0]).min(bytes.len() - 1);
         for byte in &bytes[1..=length] {
-            text.push_str(&format!(" {byte:02x}"));
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {byte:02x}");
         }
     }
     text

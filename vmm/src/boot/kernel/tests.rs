@@ -20,7 +20,10 @@ fn image(address: u64, code: &[u8], bss: u64) -> Vec<u8> {
     put(54, &(PROGRAM_HEADER_SIZE as u16).to_le_bytes());
     put(56, &1u16.to_le_bytes());
     put(64, &PT_LOAD.to_le_bytes());
-    put(64 + 8, &((ELF_HEADER_SIZE + PROGRAM_HEADER_SIZE) as u64).to_le_bytes());
+    put(
+        64 + 8,
+        &((ELF_HEADER_SIZE + PROGRAM_HEADER_SIZE) as u64).to_le_bytes(),
+    );
     put(64 + 24, &address.to_le_bytes());
     put(64 + 32, &(code.len() as u64).to_le_bytes());
     put(64 + 40, &(code.len() as u64 + bss).to_le_bytes());
@@ -50,9 +53,17 @@ fn a_kernel_is_loaded_where_it_was_linked() {
     fs::write(&path, image(0x20_0000, b"\xf4code", 0x100)).unwrap();
     let memory = memory();
     let kernel = load(&memory, &path).unwrap();
-    assert_eq!(kernel, LoadedKernel { entry: GuestAddress(0x20_0000), end: 0x20_0105 });
+    assert_eq!(
+        kernel,
+        LoadedKernel {
+            entry: GuestAddress(0x20_0000),
+            end: 0x20_0105
+        }
+    );
     let mut code = [0; 5];
-    memory.read_slice(&mut code, GuestAddress(0x20_0000)).unwrap();
+    memory
+        .read_slice(&mut code, GuestAddress(0x20_0000))
+        .unwrap();
     assert_eq!(&code, b"\xf4code");
 }
 
@@ -75,7 +86,12 @@ fn what_is_no_kernel_is_named_for_what_it_is() {
         let error = refused(bytes);
         assert!(error.contains(found), "{error} should contain {found}");
     }
-    assert!(load(&memory(), Path::new("/")).unwrap_err().to_string().contains("a directory"));
+    assert!(
+        load(&memory(), Path::new("/"))
+            .unwrap_err()
+            .to_string()
+            .contains("a directory")
+    );
 }
 
 #[test]
@@ -114,7 +130,10 @@ fn an_entry_point_outside_the_image_is_refused() {
 #[test]
 fn a_missing_file_is_named() {
     let error = load(&memory(), Path::new("/nonexistent/vmlinux")).unwrap_err();
-    assert!(error.to_string().contains("/nonexistent/vmlinux"), "{error}");
+    assert!(
+        error.to_string().contains("/nonexistent/vmlinux"),
+        "{error}"
+    );
 }
 
 proptest! {
