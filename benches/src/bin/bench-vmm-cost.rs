@@ -48,7 +48,11 @@ fn main() -> Result<ExitCode> {
     let met = bench(&options, &dir);
     // Only ours, and in a place for temporary files.
     let _ = fs::remove_dir_all(&dir);
-    Ok(if met? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if met? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn bench(options: &Options, dir: &Path) -> Result<bool> {
@@ -81,7 +85,10 @@ fn bench(options: &Options, dir: &Path) -> Result<bool> {
 }
 
 fn report(insula: &[Sample], plain: &[Sample]) -> bool {
-    println!("{:<14} {:>14} {:>14} {:>16}", "program", "elapsed ms", "user+sys ms", "peak resident KiB");
+    println!(
+        "{:<14} {:>14} {:>14} {:>16}",
+        "program", "elapsed ms", "user+sys ms", "peak resident KiB"
+    );
     for (name, samples) in [("insula-vmm", insula), ("bare KVM calls", plain)] {
         println!(
             "{name:<14} {:>14.3} {:>14.3} {:>16}",
@@ -90,10 +97,13 @@ fn report(insula: &[Sample], plain: &[Sample]) -> bool {
             samples.iter().map(|s| s.resident_kib).max().unwrap_or(0),
         );
     }
-    let ratio = |of: fn(&Sample) -> u64| median(insula, of) as f64 / median(plain, of).max(1) as f64;
+    let ratio =
+        |of: fn(&Sample) -> u64| median(insula, of) as f64 / median(plain, of).max(1) as f64;
     let (elapsed, cpu) = (ratio(|s| s.elapsed_ns), ratio(|s| s.cpu_us));
     let resident = insula.iter().map(|s| s.resident_kib).max().unwrap_or(0);
-    println!("ratio: elapsed {elapsed:.3}, user+sys {cpu:.3}; goal: elapsed at most {GOAL_RATIO} under icount");
+    println!(
+        "ratio: elapsed {elapsed:.3}, user+sys {cpu:.3}; goal: elapsed at most {GOAL_RATIO} under icount"
+    );
     println!(
         "runs: {}; the peaks cannot show less than this program's own resident set",
         insula.len()
@@ -139,7 +149,10 @@ fn wait(pid: u32) -> Result<(libc::c_int, libc::rusage)> {
     // SAFETY: both pointers are to live variables of the right types.
     let waited = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, &raw mut usage) };
     if waited < 0 {
-        bail!("cannot wait for process {pid}: {}", std::io::Error::last_os_error());
+        bail!(
+            "cannot wait for process {pid}: {}",
+            std::io::Error::last_os_error()
+        );
     }
     Ok((status, usage))
 }
@@ -176,7 +189,14 @@ fn micro_guest() -> Vec<u8> {
     // Program header: load, all permissions, offset, addresses, sizes, alignment.
     put(&1u32.to_le_bytes());
     put(&7u32.to_le_bytes());
-    for word in [120, ADDRESS, ADDRESS, CODE.len() as u64, CODE.len() as u64, 16] {
+    for word in [
+        120,
+        ADDRESS,
+        ADDRESS,
+        CODE.len() as u64,
+        CODE.len() as u64,
+        16,
+    ] {
         put(&word.to_le_bytes());
     }
     put(&CODE);
@@ -185,18 +205,29 @@ fn micro_guest() -> Vec<u8> {
 
 fn parse() -> Result<Options> {
     let own = env::current_exe().context("cannot find this program")?;
-    let mut options =
-        Options { runs: 20, vmm: own.with_file_name("insula-vmm"), bare: None };
+    let mut options = Options {
+        runs: 20,
+        vmm: own.with_file_name("insula-vmm"),
+        bare: None,
+    };
     let mut arguments = env::args_os().skip(1);
     while let Some(option) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{} needs a value", option.display()))?;
+        let value = arguments
+            .next()
+            .with_context(|| format!("{} needs a value", option.display()))?;
         match option.to_str() {
             Some("--runs") => {
-                options.runs = value.to_str().and_then(|n| n.parse().ok()).context("--runs needs a number")?;
+                options.runs = value
+                    .to_str()
+                    .and_then(|n| n.parse().ok())
+                    .context("--runs needs a number")?;
             }
             Some("--vmm") => options.vmm = value.into(),
             Some("--bare") => options.bare = Some(value.into()),
-            _ => bail!("unknown option {}: --runs N, --vmm FILE, --bare FILE", option.display()),
+            _ => bail!(
+                "unknown option {}: --runs N, --vmm FILE, --bare FILE",
+                option.display()
+            ),
         }
     }
     ensure!(options.runs > 0, "--runs must be at least 1");

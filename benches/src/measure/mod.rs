@@ -1,0 +1,54 @@
+//! Measuring: what is done with an instance, and the sample that comes of it.
+
+mod density;
+mod start;
+mod work;
+
+pub use density::density;
+pub use start::cold_start;
+pub use work::{WorkloadLine, calibrate, parse_line, work};
+
+use crate::metric::Metric;
+use crate::models::ModelId;
+use crate::result::{Sample, Validity};
+
+/// Where in a run a sample belongs.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Block, from 1.
+    pub block: u32,
+    /// The model's place in its block.
+    pub position: u32,
+    /// The model.
+    pub model: ModelId,
+}
+
+impl Place {
+    /// A sample of this place without a value yet.
+    fn sample(self, metric: Metric) -> Sample {
+        Sample {
+            sequence: 0, // given when it is recorded
+            block: self.block,
+            position: self.position,
+            model: self.model,
+            metric,
+            value: None,
+            validity: Validity::Valid,
+            at_unix_ms: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
+            outside: None,
+            inside_value: None,
+            waterfall: None,
+            density: Vec::new(),
+            remarks: Vec::new(),
+        }
+    }
+
+    /// A sample that came to nothing.
+    pub fn failed(self, metric: Metric, why: impl std::fmt::Display) -> Sample {
+        let mut sample = self.sample(metric);
+        sample.validity = Validity::Excluded(why.to_string());
+        sample
+    }
+}

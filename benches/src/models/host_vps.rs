@@ -1,0 +1,145 @@
+//! `host-vps`: VPSs on the host's kernel, by an agent that serves on a socket.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest_agent::client::{Client, Endpoint};
+
+use super::vps::Agent;
+use super::{
+    Conditions, Execution, Images, Instance, InstanceLimits, Model, ModelError, ModelId,
+};
+
+/// How long the agent may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// VPSs on the host.
+pub struct HostVpsModel {
+    images: Images,
+    service: Option<Service>,
+}
+
+/// A running agent with its files.
+struct Service {
+    // Dropped in this order: the connection, the process, the files.
+    agent: Agent,
+    _process: Process,
+    _directory: tempfile::TempDir,
+}
+
+/// The agent's process, ended when dropped.
+struct Process {
+    child: Child,
+    endpoint: Endpoint,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Asked first: it ends what it made. Errors have nobody to go to.
+        let asked = Client::connect(&self.endpoint).and_then(|mut client| client.power_off());
+        let deadline = Instant::now() + END_PATIENCE;
+        while asked.is_ok() && Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                _ => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl HostVpsModel {
+    /// With these images.
+    pub fn new(images: Images) -> Self {
+        Self { images, service: None }
+    }
+
+    fn start(&self) -> Result<Service, ModelError> {
+        let failed = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| ModelError::host(doing, path, source)
+        };
+        let directory = tempfile::Builder::new()
+            .prefix("insula-compare-")
+            .tempdir()
+            .map_err(failed("make a directory in", &std::env::temp_dir()))?;
+        let socket = directory.path().join("agent.sock");
+        let state = directory.path().join("state");
+        let templates = state.join("templates");
+        fs::create_dir_all(&templates).map_err(failed("make", &templates))?;
+        let template = templates.join(format!("{}.erofs", self.images.template_name));
+        std::os::unix::fs::symlink(&self.images.template, &template)
+            .map_err(failed("link", &template))?;
+        let log = directory.path().join("agent.log");
+        let log_file = fs::File::create(&log).map_err(failed("create", &log))?;
+        let child = Command::new(&self.images.agent)
+            .arg("service")
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--state")
+            .arg(&state)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .map_err(failed("start", &self.images.agent))?;
+        let endpoint = Endpoint::Unix(socket);
+        let process = Process { child, endpoint: endpoint.clone() };
+        let agent = Agent::connect(ModelId::HostVps, endpoint, self.images.template_name.clone())
+            .map_err(|error| {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                let last = said.lines().last().unwrap_or("nothing").to_owned();
+                let source = std::io::Error::other(format!("{error}; the agent said: {last}"));
+                ModelError::host("use", &self.images.agent, source)
+            })?;
+        Ok(Service { agent, _process: process, _directory: directory })
+    }
+
+    fn agent(&mut self) -> Result<&mut Agent, ModelError> {
+        let service = match self.service.take() {
+            Some(service) => service,
+            None => self.start()?,
+        };
+        Ok(&mut self.service.insert(service).agent)
+    }
+}
+
+impl Model for HostVpsModel {
+    fn id(&self) -> ModelId {
+        ModelId::HostVps
+    }
+
+    fn conditions(&self) -> Conditions {
+        Conditions {
+            model: ModelId::HostVps,
+            kernel: super::host_kernel(),
+            limits: super::limits_in_words("memory, CPU and processes by cgroup"),
+            image: self.images.in_words(),
+            shares: "the host's kernel, one agent".into(),
+        }
+    }
+
+    fn open(&mut self) -> Result<(), ModelError> {
+        self.agent().map(drop)
+    }
+
+    fn close(&mut self) -> Result<(), ModelError> {
+        self.service = None;
+        Ok(())
+    }
+
+    fn launch(&mut self, limits: &InstanceLimits) -> Result<Box<dyn Instance>, ModelError> {
+        self.agent()?.launch(limits)
+    }
+
+    fn run_once(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+    ) -> Result<Execution, ModelError> {
+        self.agent()?.run_once(limits, argv)
+    }
+}

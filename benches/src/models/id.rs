@@ -1,0 +1,68 @@
+//! Names of models.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// An isolation model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelId {
+    /// A bare process on the host's kernel: what the others are compared with.
+    Process,
+    /// A VPS on the host's kernel.
+    HostVps,
+    /// A VPS in a guest that all instances share.
+    GuestVps,
+    /// A guest for every instance.
+    Microvm,
+}
+
+impl ModelId {
+    /// All, in the order of reports.
+    pub const ALL: [Self; 4] = [Self::Process, Self::HostVps, Self::GuestVps, Self::Microvm];
+
+    /// Its name on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::HostVps => "host-vps",
+            Self::GuestVps => "guest-vps",
+            Self::Microvm => "microvm",
+        }
+    }
+
+    /// What it is, for the report.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Process => "a bare process on the host's kernel",
+            Self::HostVps => {
+                "a virtual private server (all namespaces, cgroup, own root) on the host's kernel"
+            }
+            Self::GuestVps => {
+                "a virtual private server in one guest, whose kernel all of them share"
+            }
+            Self::Microvm => "a guest of its own, with a kernel of its own, for every instance",
+        }
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for ModelId {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.name() == name)
+            .ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|known| known.name()).collect();
+                format!("there is no model {name:?}; there are {}", known.join(", "))
+            })
+    }
+}
