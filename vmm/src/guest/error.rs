@@ -30,7 +30,7 @@ pub enum GuestError {
         running: Vec<Name>,
     },
     /// Its process has ended.
-    #[error("guest {name} is dead{}: start it again (insula guest start {name})", why(.ended.as_ref()))]
+    #[error("guest {name} is not running{}: start it again (insula guest start {name})", why(.ended.as_ref()))]
     Dead {
         /// The name.
         name: Name,
@@ -157,6 +157,20 @@ impl Ended {
         }
     }
 
+    /// One word for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Panicked => "panicked",
+            Self::TripleFault => "triple-fault",
+            Self::Vmm => "vmm-error",
+            Self::Configuration => "bad-configuration",
+            Self::NeverReady => "never-ready",
+            Self::Signal(_) => "killed",
+            Self::Other(_) => "unknown",
+        }
+    }
+
     /// The exit code.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -200,10 +214,13 @@ impl GuestError {
 
 fn known(running: &[Name]) -> String {
     if running.is_empty() {
-        ": none runs; start one with `insula guest start`".to_owned()
+        ": none is running; see `insula guest list`, start one with `insula guest start`".to_owned()
     } else {
         let names: Vec<&str> = running.iter().map(Name::as_str).collect();
-        format!(": these run: {}", names.join(", "))
+        format!(
+            ": these are running: {}; see `insula guest list`",
+            names.join(", ")
+        )
     }
 }
 

@@ -311,7 +311,7 @@ fn check_files(name: &Name, spec: &GuestSpec) -> Result<(), GuestError> {
 fn boot_config(dir: &GuestDir, spec: &GuestSpec, nonce: [u8; 16]) -> BootConfig {
     BootConfig {
         nonce,
-        hostname: dir.name().clone(),
+        hostname: spec.hostname.as_ref().unwrap_or(dir.name()).clone(),
         disks: spec
             .drives
             .iter()

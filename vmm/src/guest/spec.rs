@@ -23,6 +23,8 @@ pub struct GuestSpec {
     pub cmdline: String,
     /// How long the guest may take to say hello.
     pub ready_timeout: ReadyTimeout,
+    /// The guest's host name; its name when absent.
+    pub hostname: Option<Name>,
     /// The template that is the machine's own root, for a microVM.
     pub machine_root: Option<Name>,
     /// Whether the guest ends with the *thread* that started it, and its
@@ -58,6 +60,7 @@ impl GuestSpec {
             cmdline: String::new(),
             ready_timeout: ReadyTimeout::try_from(Self::DEFAULT_READY_TIMEOUT_MS)
                 .unwrap_or(ReadyTimeout::MAX),
+            hostname: None,
             machine_root: None,
             ephemeral: false,
         }

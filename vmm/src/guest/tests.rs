@@ -241,5 +241,8 @@ fn unknown_guests_are_told_with_those_that_run() {
     let fixture = Fixture::new();
     let _main = fixture.root.reserve(&"main".parse().unwrap()).unwrap();
     let error = fixture.root.find(&"web".parse().unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "there is no guest web: these run: main");
+    assert_eq!(
+        error.to_string(),
+        "there is no guest web: these are running: main; see `insula guest list`"
+    );
 }

@@ -1,0 +1,123 @@
+//! `insula guest`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use guest_agent::protocol::Name;
+use vmm::config::{MemSize, VcpuCount};
+use vmm::guest::Size;
+
+use super::values;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  insula guest start                     a guest called main, with 1 CPU and 512 MiB
+  insula guest start big --vcpus 4 --memory 4G --disk 20G
+  insula guest start test --kernel ./vmlinux --cmdline 'loglevel=7'
+  insula guest start --config guest.toml
+  insula guest list --json
+  insula guest console main -f           what its kernel prints, as it prints it
+  insula guest stop main
+
+A configuration file has the same names as the options:
+  vcpus = 2
+  memory = \"1G\"
+  disk = \"8G\"
+  templates = [\"busybox\"]
+  cmdline = \"loglevel=7\"
+  ready_timeout = \"30s\"
+Options on the command line win over the file.
+
+Files of a guest are in /run/insula/NAME (root) or $XDG_RUNTIME_DIR/insula/NAME, and go with it,
+the disk with its VPSs included, unless the disk was given with --data.";
+
+/// What to do with guests.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GuestCommand {
+    /// Start a guest and wait until it is ready
+    Start(StartOptions),
+    /// List the guests; what killed ones left is removed
+    #[command(visible_alias = "ls")]
+    List,
+    /// Stop guests: their VPSs first, then their kernel
+    Stop {
+        /// The guests
+        #[arg(required_unless_present = "all", value_name = "NAME")]
+        names: Vec<Name>,
+        /// Every guest
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+        /// How long a guest may take to stop before it is killed
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
+        timeout: Duration,
+        /// Kill at once
+        #[arg(long, conflicts_with = "timeout")]
+        kill: bool,
+    },
+    /// Show what a guest's kernel prints on its console
+    Console {
+        /// The guest
+        #[arg(default_value = "main")]
+        name: Name,
+        /// Go on until the guest ends, or Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show what a guest's machine process says
+    Log {
+        /// The guest
+        #[arg(default_value = "main")]
+        name: Name,
+    },
+    /// Show one guest: its state, its agent and what its start took
+    Status {
+        /// The guest
+        #[arg(default_value = "main")]
+        name: Name,
+    },
+}
+
+/// `insula guest start`
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StartOptions {
+    /// The guest's name
+    #[arg(default_value = "main")]
+    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
+}
+
+/// What a guest is made of. Everything is optional: what is not said comes
+/// from the configuration file, then from the defaults.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct MachineOptions {
+    /// Virtual processors, 1 to 16 [default: 1]
+    #[arg(long, value_name = "N", value_parser = values::vcpus)]
+    pub(crate) vcpus: Option<VcpuCount>,
+    /// Memory [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = values::guest_memory)]
+    pub(crate) memory: Option<MemSize>,
+    /// Size of the disk with the VPSs' files; takes only the room that is used [default: 4G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<Size>,
+    /// Keep the VPSs and their files in this disk image, which is made when
+    /// it is not there and stays when the guest stops
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// An ELF kernel (vmlinux) in place of insula's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// A template that VPSs can start from; can be given again [default: busybox]
+    #[arg(long = "template", value_name = "NAME")]
+    pub(crate) templates: Vec<Name>,
+    /// Added to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+    /// How long the guest may take until it is ready [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = values::some_duration)]
+    pub(crate) ready_timeout: Option<Duration>,
+    /// Read what is not said here from a TOML or JSON file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}

@@ -1,0 +1,136 @@
+//! How a command fails.
+
+use std::fmt;
+
+use guest_agent::client::ClientError;
+use vmm::guest::GuestError;
+
+/// The exit code of a command that did what it could, or why it could not.
+pub(crate) type Outcome = Result<u8, Failure>;
+
+/// Why a command failed: a message with its causes, and an exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: anyhow::Error,
+    code: u8,
+}
+
+/// Exit code for whatever has none of its own.
+const GENERAL: u8 = 1;
+/// Exit code for a wrong command line or configuration file.
+const USAGE: u8 = 2;
+
+impl Failure {
+    /// A failure in one sentence.
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self {
+            error: anyhow::anyhow!("{message}"),
+            code: GENERAL,
+        }
+    }
+
+    /// What was asked for makes no sense.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self {
+            error: anyhow::anyhow!("{message}"),
+            code: USAGE,
+        }
+    }
+
+    /// Ended by a signal.
+    pub(crate) fn interrupted(signal: u8) -> Self {
+        let error = anyhow::anyhow!("interrupted; nothing is left behind");
+        Self {
+            error,
+            code: 128u8.saturating_add(signal),
+        }
+    }
+
+    /// The same with another exit code.
+    pub(crate) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+}
+
+impl fmt::Display for Failure {
+    /// The message and its causes, each once: an error that prints its source
+    /// as part of its own text is not followed by the source again.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.error.to_string();
+        f.write_str(&said)?;
+        for cause in self.error.chain().skip(1) {
+            let cause = cause.to_string();
+            if !said.contains(&cause) {
+                write!(f, ": {cause}")?;
+                said = cause;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self {
+            error,
+            code: GENERAL,
+        }
+    }
+}
+
+impl From<images::Error> for Failure {
+    fn from(error: images::Error) -> Self {
+        Self {
+            error: error.into(),
+            code: GENERAL,
+        }
+    }
+}
+
+impl From<GuestError> for Failure {
+    fn from(error: GuestError) -> Self {
+        let code = match &error {
+            GuestError::Name(_) | GuestError::Invalid { .. } => USAGE,
+            GuestError::Start { failure, .. } => failure.ended.exit_code().max(GENERAL),
+            GuestError::Interrupted { .. } => 130,
+            _ => GENERAL,
+        };
+        Self {
+            error: error.into(),
+            code,
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let code = error.shell_code().unwrap_or(GENERAL);
+        Self {
+            error: error.into(),
+            code,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let io = || std::io::Error::other("no space left");
+        let failure = Failure::from(anyhow::Error::from(io()).context("cannot write /x"));
+        assert_eq!(failure.to_string(), "cannot write /x: no space left");
+        let failure = Failure::from(GuestError::Vmm {
+            path: "/v".into(),
+            source: io(),
+        });
+        assert_eq!(failure.to_string().matches("no space left").count(), 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! `insula image`
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use images::{Cache, Entry, Request, Store};
+use serde_json::{Value, json};
+use vmm::guest::Size;
+
+use crate::cli::ImageCommand;
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, table};
+
+/// Runs an `insula image` command.
+pub(crate) fn main(command: &ImageCommand, output: &Output) -> Outcome {
+    match command {
+        ImageCommand::Build { names } => build(names, output),
+        ImageCommand::List => list(output),
+        ImageCommand::Verify => verify(output),
+        ImageCommand::Prune { all } => prune(*all, output),
+    }
+}
+
+fn build(names: &[String], output: &Output) -> Outcome {
+    let requests = if names.is_empty() {
+        Request::DEFAULT.to_vec()
+    } else {
+        names
+            .iter()
+            .map(|name| name.parse::<Request>())
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::from(error).with_code(2))?
+    };
+    let images = Store::user()?.ensure_all(&requests, &output.progress())?;
+    let entries: Vec<_> = images.into_iter().map(|image| image.entry).collect();
+    show(&entries, output)
+}
+
+fn list(output: &Output) -> Outcome {
+    show(&Cache::user()?.list()?, output)
+}
+
+fn show(entries: &[Entry], output: &Output) -> Outcome {
+    let value: Vec<_> = entries.iter().map(describe).collect();
+    output.result(&value, || {
+        if entries.is_empty() {
+            return "no images yet; `insula image build` makes them".to_owned();
+        }
+        let mut table = table(&["kind", "name", "size", "last used", "hash"]);
+        for entry in entries {
+            let manifest = entry.manifest();
+            table.add_row([
+                manifest.kind.to_string(),
+                manifest.name.clone(),
+                Size::new(entry.size()).to_string(),
+                ago(entry.last_used()),
+                short(manifest.hash.as_str()).to_owned(),
+            ]);
+        }
+        table.to_string()
+    })
+}
+
+fn describe(entry: &Entry) -> Value {
+    let manifest = entry.manifest();
+    json!({
+        "kind": manifest.kind.dir_name(),
+        "name": manifest.name,
+        "hash": manifest.hash.as_str(),
+        "bytes": entry.size(),
+        "last_used": unix(entry.last_used()),
+        "directory": entry.dir(),
+        "files": manifest.files.iter().map(|file| json!({
+            "path": file.path,
+            "bytes": file.size,
+            "sha256": file.sha256,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn verify(output: &Output) -> Outcome {
+    let spinner = output.spinner("checking images");
+    let findings = Cache::user()?.verify()?;
+    drop(spinner);
+    let name = |dir: &Path, entry: Option<&Entry>| {
+        entry.map_or_else(
+            || dir.display().to_string(),
+            |entry| format!("{} {}", entry.manifest().kind, entry.manifest().name),
+        )
+    };
+    let value: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "image": name(&finding.dir, finding.entry.as_ref()),
+                "directory": finding.dir,
+                "problem": finding.problem.as_ref().map(ToString::to_string),
+            })
+        })
+        .collect();
+    output.result(&value, || {
+        let lines = findings.iter().map(|finding| {
+            let name = name(&finding.dir, finding.entry.as_ref());
+            match &finding.problem {
+                None => format!("{name}: as it was built\n"),
+                Some(problem) => format!("{name}: {problem}\n"),
+            }
+        });
+        lines.collect()
+    })?;
+    let damaged = findings
+        .iter()
+        .filter(|finding| finding.problem.is_some())
+        .count();
+    match damaged {
+        0 => Ok(0),
+        count => Err(Failure::new(format!(
+            "{count} of {} images are damaged; `insula image prune` removes them, and \
+             `insula image build` makes them again",
+            findings.len()
+        ))),
+    }
+}
+
+fn prune(all: bool, output: &Output) -> Outcome {
+    let pruned = Cache::user()?.prune(all)?;
+    let value = json!({"removed": pruned.removed, "bytes": pruned.bytes});
+    output.result(&value, || {
+        format!(
+            "removed {} directories, {}",
+            pruned.removed.len(),
+            Size::new(pruned.bytes)
+        )
+    })
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn ago(time: SystemTime) -> String {
+    match time.elapsed().map_or(0, |elapsed| elapsed.as_secs()) {
+        0..60 => "now".to_owned(),
+        seconds @ 60..3600 => format!("{} min ago", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h ago", seconds / 3600),
+        seconds => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+/// As much of a hash as people compare.
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
