@@ -26,13 +26,23 @@ const MAX_DESCENDANTS: &str = "1024";
 
 /// Writes to a file of a cgroup.
 fn write(cgroup: impl AsFd, file: &str, text: &str) -> Result<(), Errno> {
-    let fd = rustix::fs::openat(cgroup, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = rustix::fs::openat(
+        cgroup,
+        file,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     rustix::io::write(fd, text.as_bytes()).map(drop)
 }
 
 /// Reads a file of a cgroup, up to 4 KiB.
 fn read(cgroup: impl AsFd, file: &str) -> Result<String, Errno> {
-    let fd = rustix::fs::openat(cgroup, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = rustix::fs::openat(
+        cgroup,
+        file,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let mut text = vec![0u8; 4096];
     let n = rustix::io::read(fd, &mut text)?;
     text.truncate(n);
@@ -83,16 +93,29 @@ fn missing(available: &str, enabled: &str, wanted: &[&str]) -> String {
 /// Enables controllers for the children of a cgroup.
 fn enable(cgroup: impl AsFd, wanted: &[&str]) -> Result<(), Errno> {
     let enabled = read(&cgroup, "cgroup.subtree_control")?;
-    if wanted.iter().all(|name| enabled.split_whitespace().any(|entry| entry == *name)) {
+    if wanted
+        .iter()
+        .all(|name| enabled.split_whitespace().any(|entry| entry == *name))
+    {
         return Ok(());
     }
     let missing = missing(&read(&cgroup, "cgroup.controllers")?, &enabled, wanted);
-    if missing.is_empty() { Ok(()) } else { write(cgroup, "cgroup.subtree_control", &missing) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        write(cgroup, "cgroup.subtree_control", &missing)
+    }
 }
 
 /// The value behind `key` in a file of `key value` lines.
 fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 /// The cgroups of one VPS.
@@ -156,11 +179,17 @@ impl Cgroups {
     pub(crate) fn for_one(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let error = |op| Error::system(op, path.display().to_string());
         let root = open(CWD, path).map_err(error("open cgroup"))?;
-        let mut wanted: Vec<&str> =
-            limit_files(limits).iter().filter_map(|(file, _)| file.split('.').next()).collect();
+        let mut wanted: Vec<&str> = limit_files(limits)
+            .iter()
+            .filter_map(|(file, _)| file.split('.').next())
+            .collect();
         wanted.dedup();
         enable(&root, &wanted).map_err(error("enable controllers of cgroup"))?;
-        Ok(Self { root, path: path.to_owned(), delegate: Vec::new() })
+        Ok(Self {
+            root,
+            path: path.to_owned(),
+            delegate: Vec::new(),
+        })
     }
 
     fn error(&self, op: &'static str, name: &str) -> impl FnOnce(Errno) -> Error + use<> {
@@ -199,18 +228,25 @@ impl Cgroups {
                 Err(Errno::NOENT) if file == "memory.swap.max" => {}
                 Err(errno) => {
                     let what = format!("{file} of cgroup {name} to {text}");
-                    return Err(Error::System { op: "set", subject: what, errno });
+                    return Err(Error::System {
+                        op: "set",
+                        subject: what,
+                        errno,
+                    });
                 }
             }
         }
         let Some(owner) = owner else {
-            let payload = outer.try_clone().map_err(Error::io("duplicate cgroup", name))?;
+            let payload = outer
+                .try_clone()
+                .map_err(Error::io("duplicate cgroup", name))?;
             return Ok(Cgroup { outer, payload });
         };
         enable(&outer, CONTROLLERS).map_err(self.error("enable controllers of cgroup", name))?;
-        for (file, text) in
-            [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)]
-        {
+        for (file, text) in [
+            ("cgroup.max.depth", MAX_DEPTH),
+            ("cgroup.max.descendants", MAX_DESCENDANTS),
+        ] {
             write(&outer, file, text).map_err(self.error("bound cgroup", name))?;
         }
         rustix::fs::mkdirat(&outer, PAYLOAD, Mode::from_raw_mode(0o755))
@@ -230,7 +266,9 @@ impl Cgroups {
     pub(crate) fn open(&self, name: &str) -> Result<Cgroup, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
         let payload = match open(&outer, PAYLOAD) {
-            Err(Errno::NOENT) => outer.try_clone().map_err(Error::io("duplicate cgroup", name))?,
+            Err(Errno::NOENT) => outer
+                .try_clone()
+                .map_err(Error::io("duplicate cgroup", name))?,
             other => other.map_err(self.error("open payload of cgroup", name))?,
         };
         Ok(Cgroup { outer, payload })
@@ -340,13 +378,22 @@ mod tests {
 
     #[test]
     fn a_tiny_share_of_a_cpu_is_the_least_that_the_kernel_takes() {
-        let limits = Limits { cpu_milli: Some(1), ..Limits::default() };
-        assert_eq!(limit_files(&limits), [("cpu.max", "1000 100000".to_owned())]);
+        let limits = Limits {
+            cpu_milli: Some(1),
+            ..Limits::default()
+        };
+        assert_eq!(
+            limit_files(&limits),
+            [("cpu.max", "1000 100000".to_owned())]
+        );
     }
 
     #[test]
     fn only_missing_controllers_are_enabled() {
-        assert_eq!(missing("cpuset cpu io memory pids", "cpu", CONTROLLERS), "+memory +io +pids +cpuset");
+        assert_eq!(
+            missing("cpuset cpu io memory pids", "cpu", CONTROLLERS),
+            "+memory +io +pids +cpuset"
+        );
         assert_eq!(missing("cpu pids", "cpu pids", CONTROLLERS), "");
     }
 

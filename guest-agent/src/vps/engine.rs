@@ -65,7 +65,14 @@ impl Vps {
     fn uuid_text(&self) -> String {
         let hex: String = self.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
         let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default().to_owned();
-        [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-")
+        [
+            part(0, 8),
+            part(8, 12),
+            part(12, 16),
+            part(16, 20),
+            part(20, 32),
+        ]
+        .join("-")
     }
 }
 
@@ -134,7 +141,11 @@ impl Engine {
     /// One of them can't be made: no privileges, no cgroup v2, no space.
     pub fn new(config: EngineConfig) -> Result<Self, Error> {
         Ok(Self {
-            files: config.state_dir.as_deref().map(files::Files::new).transpose()?,
+            files: config
+                .state_dir
+                .as_deref()
+                .map(files::Files::new)
+                .transpose()?,
             cgroups: Cgroups::new(&config.cgroup_root)?,
             delegate: true,
             oom_score_adj: config.oom_score_adj,
@@ -167,11 +178,18 @@ impl Engine {
     /// No ID range is left, or its directory exists or can't be made.
     pub fn create(&mut self, spec: VpsSpec) -> Result<Vps, Error> {
         let mut uuid = [0; 16];
-        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
-            .map_err(Error::system("draw an identity for VPS", spec.name.as_str()))?;
-        let vps = Vps { spec, ids: self.ids.allocate()?, uuid };
+        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(
+            Error::system("draw an identity for VPS", spec.name.as_str()),
+        )?;
+        let vps = Vps {
+            spec,
+            ids: self.ids.allocate()?,
+            uuid,
+        };
         if let Some(files) = &self.files {
-            files.create(vps.name()).inspect_err(|_| self.ids.release(vps.ids))?;
+            files
+                .create(vps.name())
+                .inspect_err(|_| self.ids.release(vps.ids))?;
         }
         Ok(vps)
     }
@@ -196,7 +214,9 @@ impl Engine {
     pub fn destroy(&mut self, vps: &Vps) -> Result<(), Error> {
         if !self.cgroups.remove(vps.name())? {
             let name = vps.name();
-            return Err(Error::Invalid(format!("VPS {name} has processes; stop it first")));
+            return Err(Error::Invalid(format!(
+                "VPS {name} has processes; stop it first"
+            )));
         }
         if let Some(files) = &self.files {
             files.remove(vps.name())?;
@@ -219,10 +239,11 @@ impl Engine {
     ) -> Result<Running, Error> {
         let owner = self.delegate.then_some(vps.ids);
         let cgroup = self.cgroups.create(vps.name(), &vps.spec.limits, owner)?;
-        self.start_in(vps, template, start, &cgroup).inspect_err(|_| {
-            // Its failure matters less than the one that is being reported.
-            let _ = self.cgroups.remove(vps.name());
-        })
+        self.start_in(vps, template, start, &cgroup)
+            .inspect_err(|_| {
+                // Its failure matters less than the one that is being reported.
+                let _ = self.cgroups.remove(vps.name());
+            })
     }
 
     fn start_in(
@@ -266,14 +287,23 @@ impl Engine {
             dev: dev.as_fd(),
             terminals: terminals.as_fd(),
             console: number.map_err(error("number console of VPS"))?,
-            hostname: vps.spec.hostname.as_ref().unwrap_or(&vps.spec.name).as_str(),
+            hostname: vps
+                .spec
+                .hostname
+                .as_ref()
+                .unwrap_or(&vps.spec.name)
+                .as_str(),
             uuid: &uuid,
             oom_score_adj: self.oom_score_adj,
             filter: &self.filter,
             env: &env,
             launch: &launch,
         };
-        let mapped = [Some(template.as_fd()), files.as_ref().map(AsFd::as_fd), Some(dev.as_fd())];
+        let mapped = [
+            Some(template.as_fd()),
+            files.as_ref().map(AsFd::as_fd),
+            Some(dev.as_fd()),
+        ];
 
         let (engine, newcomer) = handshake::pair().map_err(error("make sockets for VPS"))?;
         let cloned = raw::clone3(NAMESPACES, Some(cgroup.payload.as_fd()), false)
@@ -290,7 +320,11 @@ impl Engine {
         if prepared.is_ok() {
             engine.go();
         }
-        let process = Process { pid, pidfd, terminal: master };
+        let process = Process {
+            pid,
+            pidfd,
+            terminal: master,
+        };
         if let Err(error) = prepared {
             drop(engine);
             reap(&process);
@@ -298,7 +332,11 @@ impl Engine {
         }
         let outcome = engine.outcome();
         self.settle(vps.name(), &launch.program(), outcome, process)
-            .map(|init| Running { init, started_at_ns, terminals })
+            .map(|init| Running {
+                init,
+                started_at_ns,
+                terminals,
+            })
     }
 
     /// Starts a process in a running VPS; returns when it has been executed.
@@ -324,21 +362,38 @@ impl Engine {
             Io::Inherit | Io::Files(_) => (None, None),
         };
         let payload = self.cgroups.open(name)?.payload;
-        let inside = Inside { init: Some(running.init.pidfd.as_fd()), root: None, cgroup: Some(&payload) };
+        let inside = Inside {
+            init: Some(running.init.pidfd.as_fd()),
+            root: None,
+            cgroup: Some(&payload),
+        };
         match self.join(name, &inside, exec, Streams::new(io, slave)) {
             // Its init has divided the payload and moved: go where it went.
-            Err(Error::System { op: JOIN, errno: Errno::BUSY | Errno::OPNOTSUPP, .. }) => {
+            Err(Error::System {
+                op: JOIN,
+                errno: Errno::BUSY | Errno::OPNOTSUPP,
+                ..
+            }) => {
                 let own = self.cgroups.of_process(name, running.init.pid)?;
-                let inside = Inside { cgroup: Some(&own), ..inside };
+                let inside = Inside {
+                    cgroup: Some(&own),
+                    ..inside
+                };
                 let slave = match &master {
                     None => None,
-                    Some(master) => Some(launch::slave_of(master.as_fd()).map_err(Error::system("open terminal in VPS", name))?),
+                    Some(master) => Some(
+                        launch::slave_of(master.as_fd())
+                            .map_err(Error::system("open terminal in VPS", name))?,
+                    ),
                 };
                 self.join(name, &inside, exec, Streams::new(io, slave))
             }
             result => result,
         }
-        .map(|process| Process { terminal: master, ..process })
+        .map(|process| Process {
+            terminal: master,
+            ..process
+        })
     }
 
     /// Starts a process outside of all VPSs: in the directory `root` of a
@@ -360,14 +415,22 @@ impl Engine {
                     let pts = openat(CWD, "/dev/pts", flags, Mode::empty())?;
                     launch::open_terminal(pts.as_fd(), *size, 0, TTY)
                 };
-                let (master, slave) = open().map_err(Error::system("open terminal in", "/dev/pts"))?;
+                let (master, slave) =
+                    open().map_err(Error::system("open terminal in", "/dev/pts"))?;
                 (Some(master), Some(slave))
             }
             Io::Inherit | Io::Files(_) => (None, None),
         };
-        let inside = Inside { init: None, root, cgroup: None };
+        let inside = Inside {
+            init: None,
+            root,
+            cgroup: None,
+        };
         let process = self.join("(the machine)", &inside, exec, Streams::new(io, slave))?;
-        Ok(Process { terminal: master, ..process })
+        Ok(Process {
+            terminal: master,
+            ..process
+        })
     }
 
     fn join(
@@ -403,7 +466,11 @@ impl Engine {
         };
         drop(newcomer);
         let outcome = engine.outcome();
-        let mut process = Process { pid, pidfd, terminal: None };
+        let mut process = Process {
+            pid,
+            pidfd,
+            terminal: None,
+        };
         if let Ok(Outcome { pid: Some(pid), .. }) = outcome {
             // The usher has done its work; the session is a child of ours, and
             // cannot be anybody else before our waiter has reaped it.
@@ -412,7 +479,11 @@ impl Engine {
                 .ok_or_else(|| Error::Invalid(format!("a session in {name} has no PID")))?;
             let pidfd = rustix::process::pidfd_open(pid_of, rustix::process::PidfdFlags::empty())
                 .map_err(Error::system("open pidfd of a session in", name))?;
-            process = Process { pid, pidfd, terminal: None };
+            process = Process {
+                pid,
+                pidfd,
+                terminal: None,
+            };
         }
         self.settle(name, &launch.program(), outcome, process)
     }
@@ -427,14 +498,21 @@ impl Engine {
     ) -> Result<Process, Error> {
         let failure = match outcome {
             Ok(Outcome { failure: None, .. }) => return Ok(process),
-            Ok(Outcome { failure: Some(failure), .. }) => failure,
+            Ok(Outcome {
+                failure: Some(failure),
+                ..
+            }) => failure,
             Err(errno) => (Step::Unknown, errno),
         };
         reap(&process);
         let (vps, program) = (name.to_owned(), program.to_owned());
         Err(match failure {
             (Step::Exec, Errno::NOENT | Errno::NOTDIR) => Error::CommandNotFound { vps, program },
-            (Step::Exec, errno) => Error::CommandNotExecutable { vps, program, errno },
+            (Step::Exec, errno) => Error::CommandNotExecutable {
+                vps,
+                program,
+                errno,
+            },
             (step, errno) => Error::Child { vps, step, errno },
         })
     }

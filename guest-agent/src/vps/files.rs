@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 
-use super::raw::{self, Cloned};
 use super::Error;
+use super::raw::{self, Cloned};
 
 /// Directories of a VPS.
 const PARTS: &[&str] = &["lower", "root", "upper", "work"];
@@ -39,7 +39,11 @@ impl Files {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, &path, flags, Mode::empty()).map_err(error("open directory"))
         };
-        let files = Self { vps: make("vps")?, trash: make("trash")?, path: state.to_owned() };
+        let files = Self {
+            vps: make("vps")?,
+            trash: make("trash")?,
+            path: state.to_owned(),
+        };
         files.empty_trash()?;
         Ok(files)
     }

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::step::Step;
 use super::raw;
+use super::step::Step;
 
 /// Bytes of a report: what, and a number.
 const REPORT: usize = 5;
@@ -34,8 +34,12 @@ pub(crate) struct Outcome {
 
 /// Makes both ends.
 pub(crate) fn pair() -> Result<(Engine, Newcomer), Errno> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     Ok((Engine(ours), Newcomer(theirs)))
 }
 
@@ -67,13 +71,17 @@ impl Outcome {
     fn parse(bytes: &[u8]) -> Self {
         let mut outcome = Self::default();
         for report in bytes.chunks_exact(REPORT) {
-            let &[what, a, b, c, d] = report else { continue };
+            let &[what, a, b, c, d] = report else {
+                continue;
+            };
             let number = i32::from_le_bytes([a, b, c, d]);
             if what == PID {
                 outcome.pid = Some(number);
             } else {
-                outcome.failure =
-                    Some((Step::from_code(what), Errno::from_raw_os_error(number.clamp(1, 4095))));
+                outcome.failure = Some((
+                    Step::from_code(what),
+                    Errno::from_raw_os_error(number.clamp(1, 4095)),
+                ));
             }
         }
         outcome
@@ -119,7 +127,10 @@ mod tests {
         newcomer.report(Step::Exec as u8, libc::ENOENT);
         newcomer.report_pid(77);
         drop(newcomer);
-        let expected = Outcome { pid: Some(77), failure: Some((Step::Exec, Errno::NOENT)) };
+        let expected = Outcome {
+            pid: Some(77),
+            failure: Some((Step::Exec, Errno::NOENT)),
+        };
         assert_eq!(engine.outcome().unwrap(), expected);
 
         let (engine, newcomer) = pair().unwrap();
@@ -132,7 +143,13 @@ mod tests {
 
     #[test]
     fn garbage_from_a_broken_process_is_survived() {
-        assert_eq!(Outcome::parse(&[200, 255, 255, 255, 255]).failure.unwrap().0, Step::Unknown);
+        assert_eq!(
+            Outcome::parse(&[200, 255, 255, 255, 255])
+                .failure
+                .unwrap()
+                .0,
+            Step::Unknown
+        );
         assert_eq!(Outcome::parse(&[1, 2]), Outcome::default());
     }
 }

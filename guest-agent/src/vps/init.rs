@@ -19,9 +19,9 @@ use rustix::time::{ClockId, clock_gettime};
 use super::handshake::Newcomer;
 use super::launch::{self, Failure, Launch};
 use super::mounts::{PLAIN, attach, attach_at, new_mount};
+use super::raw;
 use super::root::mount_point;
 use super::step::Step;
-use super::raw;
 
 /// All that the first process needs.
 #[derive(Debug)]
@@ -67,7 +67,9 @@ pub(crate) fn run(plan: &Plan<'_>, engine: &Newcomer) -> Result<Infallible, Fail
         socket => socket.and_then(raw::loopback_up),
     }
     .map_err(|errno| (Step::Loopback, errno))?;
-    Err(plan.launch.execute(plan.env, || launch::confine(plan.filter)))
+    Err(plan
+        .launch
+        .execute(plan.env, || launch::confine(plan.filter)))
 }
 
 /// A time namespace whose clocks begin now. `execve` enters it.
@@ -114,7 +116,11 @@ fn mount_root(plan: &Plan<'_>) -> Result<std::os::fd::OwnedFd, Failure> {
         // The only attributes that a user namespace may write.
         fsconfig_set_flag(&context, "userxattr")?;
         fsconfig_create(&context)?;
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+        fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
     };
     let root = overlay().map_err(|errno| (Step::Overlay, errno))?;
     attach_at(&root, stage, "root").map_err(staged)?;
@@ -126,7 +132,12 @@ fn mount_views(plan: &Plan<'_>, root: BorrowedFd<'_>) -> Result<(), Failure> {
     let no_programs = PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let at = |step: Step| move |errno: Errno| (step, errno);
 
-    let proc = || attach(new_mount("proc", &[], no_programs)?, mount_point(root, "proc")?);
+    let proc = || {
+        attach(
+            new_mount("proc", &[], no_programs)?,
+            mount_point(root, "proc")?,
+        )
+    };
     proc().map_err(at(Step::Proc))?;
 
     // Read-only: keeps udev and its like from managing the machine's devices.
@@ -143,7 +154,11 @@ fn mount_views(plan: &Plan<'_>, root: BorrowedFd<'_>) -> Result<(), Failure> {
     let dev = || {
         attach(plan.dev, mount_point(root, "dev")?)?;
         attach_at(plan.terminals, plan.dev, "pts")?;
-        attach_at(new_mount("tmpfs", &[("mode", "1777")], PLAIN)?, plan.dev, "shm")?;
+        attach_at(
+            new_mount("tmpfs", &[("mode", "1777")], PLAIN)?,
+            plan.dev,
+            "shm",
+        )?;
         match new_mount("mqueue", &[], no_programs) {
             // A kernel without message queues.
             Err(Errno::NODEV) => {}
@@ -180,7 +195,9 @@ fn put(directory: impl AsFd, name: &str, text: &str) -> Result<(), Errno> {
 fn enter(root: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
-    // What is mounted on "." now is the old root.
+    // Two mounts lie on "." now, the upper one on the lower: the stage, and the
+    // old root with everything else. A third call would let go of `root`.
+    unmount(".", UnmountFlags::DETACH)?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")
 }

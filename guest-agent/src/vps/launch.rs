@@ -96,12 +96,18 @@ impl Launch {
         if argv.first().is_none_or(String::is_empty) {
             return Err(Error::Invalid("no program to execute was given".into()));
         }
-        Ok(Self { argv: c_strings(argv)?, streams })
+        Ok(Self {
+            argv: c_strings(argv)?,
+            streams,
+        })
     }
 
     /// The program's name, for messages.
     pub(crate) fn program(&self) -> String {
-        self.argv.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default()
+        self.argv
+            .first()
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .unwrap_or_default()
     }
 
     /// Connects the streams, closes everything else, and executes the program;
@@ -126,16 +132,25 @@ impl Launch {
     }
 
     fn search(&self, env: &[CString]) -> Errno {
-        let Some(program) = self.argv.first() else { return Errno::INVAL };
+        let Some(program) = self.argv.first() else {
+            return Errno::INVAL;
+        };
         if program.as_bytes().contains(&b'/') {
             return raw::execve(program, &self.argv, env);
         }
-        let path = env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
+        let path = env
+            .iter()
+            .find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
         let path = path.unwrap_or(PATH.as_bytes().strip_prefix(b"PATH=").unwrap_or_default());
         let mut verdict = Errno::NOENT;
-        for directory in path.split(|byte| *byte == b':').filter(|dir| dir.starts_with(b"/")) {
+        for directory in path
+            .split(|byte| *byte == b':')
+            .filter(|dir| dir.starts_with(b"/"))
+        {
             let file = [directory, b"/", program.as_bytes()].concat();
-            let Ok(file) = CString::new(file) else { continue };
+            let Ok(file) = CString::new(file) else {
+                continue;
+            };
             match raw::execve(&file, &self.argv, env) {
                 Errno::NOENT | Errno::NOTDIR => {}
                 Errno::ACCESS => verdict = Errno::ACCESS,
@@ -161,10 +176,17 @@ pub(crate) fn c_strings<S: AsRef<str>>(strings: &[S]) -> Result<Vec<CString>, Er
 /// `base` with `added`, which replaces variables of the same name.
 pub(crate) fn environment(base: &[String], added: &[String]) -> Result<Vec<CString>, Error> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    if let Some(bad) = added.iter().find(|entry| entry.find('=').is_none_or(|at| at == 0)) {
-        return Err(Error::Invalid(format!("{bad:?} is not of the form NAME=value")));
+    if let Some(bad) = added
+        .iter()
+        .find(|entry| entry.find('=').is_none_or(|at| at == 0))
+    {
+        return Err(Error::Invalid(format!(
+            "{bad:?} is not of the form NAME=value"
+        )));
     }
-    let kept = base.iter().filter(|entry| !added.iter().any(|new| name(new) == name(entry)));
+    let kept = base
+        .iter()
+        .filter(|entry| !added.iter().any(|new| name(new) == name(entry)));
     c_strings(&kept.chain(added).collect::<Vec<_>>())
 }
 
@@ -191,8 +213,11 @@ pub(crate) fn die_with_engine() -> Result<(), Failure> {
 /// Bounds capabilities, and installs the system call filter.
 pub(crate) fn confine(filter: &[libc::sock_filter]) -> Result<(), Failure> {
     // Without these, systemd does without auditing, which is the machine's.
-    let audit =
-        [CapabilitySet::AUDIT_CONTROL, CapabilitySet::AUDIT_READ, CapabilitySet::AUDIT_WRITE];
+    let audit = [
+        CapabilitySet::AUDIT_CONTROL,
+        CapabilitySet::AUDIT_READ,
+        CapabilitySet::AUDIT_WRITE,
+    ];
     for capability in audit {
         remove_capability_from_bounding_set(capability)
             .map_err(|errno| (Step::Capabilities, errno))?;
@@ -250,6 +275,11 @@ mod tests {
     fn a_launch_has_a_program() {
         assert!(Launch::new(&[], Streams::Inherit).is_err());
         assert!(Launch::new(&["a\0".to_owned()], Streams::Inherit).is_err());
-        assert_eq!(Launch::new(&["sh".to_owned()], Streams::Inherit).unwrap().program(), "sh");
+        assert_eq!(
+            Launch::new(&["sh".to_owned()], Streams::Inherit)
+                .unwrap()
+                .program(),
+            "sh"
+        );
     }
 }

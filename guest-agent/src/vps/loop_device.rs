@@ -21,13 +21,23 @@ pub(crate) struct LoopDevice {
 pub(crate) fn attach(image: &Path) -> Result<LoopDevice, Errno> {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = openat(CWD, image, read, Mode::empty())?;
-    let control = openat(CWD, "/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let control = openat(
+        CWD,
+        "/dev/loop-control",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     // Another process can take the free device first: then there is another.
     for _ in 0..64 {
         let number = raw::free_loop_device(&control)?;
         let device = openat(CWD, format!("/dev/loop{number}"), read, Mode::empty())?;
         match raw::configure_loop_device(&device, file.as_raw_fd()) {
-            Ok(()) => return Ok(LoopDevice { number, _device: device }),
+            Ok(()) => {
+                return Ok(LoopDevice {
+                    number,
+                    _device: device,
+                });
+            }
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno),
         }

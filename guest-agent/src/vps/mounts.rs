@@ -80,13 +80,23 @@ pub(crate) fn attach(mount: impl AsFd, on: impl AsFd) -> Result<()> {
 /// Attaches a mount on `name` directly below an open directory of a file
 /// system that no tenant has seen yet.
 pub(crate) fn attach_at(mount: impl AsFd, directory: impl AsFd, name: &str) -> Result<()> {
-    move_mount(mount, "", directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    move_mount(
+        mount,
+        "",
+        directory,
+        name,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
 }
 
 /// Which optional devices this kernel has, as far as its `/dev` shows.
 pub(crate) fn optional_devices() -> Vec<(&'static str, u32, u32)> {
     let exists = |name: &str| std::path::Path::new("/dev").join(name).exists();
-    OPTIONAL_DEVICES.iter().copied().filter(|(name, ..)| exists(name)).collect()
+    OPTIONAL_DEVICES
+        .iter()
+        .copied()
+        .filter(|(name, ..)| exists(name))
+        .collect()
 }
 
 /// Makes a `/dev`, owned by the engine until it is ID-mapped, with a place for
@@ -99,7 +109,13 @@ pub(crate) fn device_tree(optional: &[(&str, u32, u32)], console: bool) -> Resul
     }
     for (name, major, minor) in DEVICES.iter().chain(optional) {
         let mode = Mode::from_raw_mode(0o666);
-        mknodat(&dev, *name, FileType::CharacterDevice, mode, makedev(*major, *minor))?;
+        mknodat(
+            &dev,
+            *name,
+            FileType::CharacterDevice,
+            mode,
+            makedev(*major, *minor),
+        )?;
     }
     for (name, target) in LINKS {
         symlinkat(*target, &dev, *name)?;
@@ -114,6 +130,15 @@ pub(crate) fn device_tree(optional: &[(&str, u32, u32)], console: bool) -> Resul
 /// Makes a devpts instance whose terminals belong to group `tty` of a VPS.
 pub(crate) fn terminals(tty: u32) -> Result<OwnedFd> {
     let group = tty.to_string();
-    let options = [("gid", group.as_str()), ("mode", "0620"), ("ptmxmode", "0666"), ("max", "1024")];
-    new_mount("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    let options = [
+        ("gid", group.as_str()),
+        ("mode", "0620"),
+        ("ptmxmode", "0666"),
+        ("max", "1024"),
+    ];
+    new_mount(
+        "devpts",
+        &options,
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
 }

@@ -2,7 +2,9 @@
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
+};
 use rustix::thread::UnshareFlags;
 
 use super::{Error, raw};
@@ -16,7 +18,10 @@ use super::{Error, raw};
 pub fn own_mounts() -> Result<(), Error> {
     let own = || {
         raw::unshare(UnshareFlags::NEWNS)?;
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
     };
     own().map_err(Error::system("make a mount namespace for", "the engine"))
 }
@@ -32,6 +37,7 @@ pub fn own_mounts() -> Result<(), Error> {
 /// The kernel's.
 pub fn leave_initramfs() -> Result<(), Error> {
     let leave = || {
+        let directory = rustix::process::getcwd(Vec::new())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
@@ -39,7 +45,7 @@ pub fn leave_initramfs() -> Result<(), Error> {
         move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(".")?;
-        rustix::process::chdir("/")
+        rustix::process::chdir(directory.as_c_str())
     };
     leave().map_err(Error::system("leave", "the initramfs"))
 }
@@ -72,7 +78,13 @@ pub(crate) struct HeldSignals(u64);
 
 /// Holds back the signals that end a command, and that of an ended child.
 pub(crate) fn hold_signals() -> HeldSignals {
-    let held = [libc::SIGCHLD, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+    let held = [
+        libc::SIGCHLD,
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+    ];
     let mask = held.iter().fold(0, |mask, signal| mask | 1 << (signal - 1));
     raw::set_signal_mask(raw::signal_mask() | mask);
     HeldSignals(mask)
@@ -117,7 +129,9 @@ mod tests {
     #[test]
     fn the_initramfs_is_told_from_a_root_on_top_of_it() {
         assert!(is_bottom("1 1 0:2 / / rw - rootfs rootfs rw"));
-        assert!(!is_bottom("26 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"));
+        assert!(!is_bottom(
+            "26 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
+        ));
         assert!(!is_bottom("30 26 0:5 / /dev rw - devtmpfs devtmpfs rw"));
         assert!(!is_bottom(""));
     }

@@ -64,14 +64,21 @@ pub(crate) fn clone3(
     // SAFETY: no stack and no CLONE_VM, so that this is a fork: the child
     // returns here on a copy of the stack. The kernel writes to `pidfd` only.
     let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), mem::size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            ptr::from_ref(&args),
+            size_of::<libc::clone_args>(),
+        )
     })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Cloned::Parent { pid: pid as i32, pidfd })
+    Ok(Cloned::Parent {
+        pid: pid as i32,
+        pidfd,
+    })
 }
 
 /// Ends the process at once: no destructors, no `atexit`.
@@ -94,10 +101,7 @@ pub(crate) fn execve(program: &CString, argv: &[CString], env: &[CString]) -> Er
     // SAFETY: NUL-terminated strings in NULL-terminated arrays that outlive
     // the call.
     let result = unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-    match check(libc::c_long::from(result)) {
-        Err::<Infallible, _>(errno) => errno,
-        Ok(_) => Errno::IO,
-    }
+    check(libc::c_long::from(result)).err().unwrap_or(Errno::IO)
 }
 
 /// Leaves some namespaces for new ones. No thread can be surprised: the engine
@@ -131,7 +135,7 @@ pub(crate) fn idmap_mount(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) 
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             ptr::from_ref(&attr),
-            mem::size_of::<MountAttr>(),
+            size_of::<MountAttr>(),
         )
     })
     .map(drop)
@@ -141,8 +145,15 @@ pub(crate) fn idmap_mount(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) 
 pub(crate) fn close_others_on_exec() -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: closes nothing before execve, when nobody uses them any more.
-    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
-        .map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            CLOSE_RANGE_CLOEXEC,
+        )
+    })
+    .map(drop)
 }
 
 /// Installs a seccomp filter without `no_new_privs`; needs `CAP_SYS_ADMIN` in
@@ -155,7 +166,12 @@ pub(crate) fn install_filter(program: &[libc::sock_filter]) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
     // SAFETY: the kernel copies the program and checks it.
     check(unsafe {
-        libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program))
+        libc::syscall(
+            libc::SYS_seccomp,
+            SECCOMP_SET_MODE_FILTER,
+            0,
+            ptr::from_ref(&program),
+        )
     })
     .map(drop)
 }
@@ -169,7 +185,13 @@ pub(crate) fn default_signals() {
         // SAFETY: SIG_DFL with no flags. The raw call, because libc refuses
         // its own real-time signals. SIGKILL and SIGSTOP fail, harmlessly.
         unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null::<u64>(), 8);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                ptr::null::<u64>(),
+                8,
+            );
         }
     }
 }
@@ -194,7 +216,11 @@ pub(crate) fn new_session_keyring() {
     // SAFETY: an anonymous keyring: no pointer is passed. A kernel without
     // keys has none to hand down.
     unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<u8>());
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            ptr::null::<u8>(),
+        );
     }
 }
 
@@ -207,7 +233,11 @@ pub(crate) fn loopback_up(socket: impl AsFd) -> Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the kernel reads an ifreq.
     let result = unsafe {
-        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, ptr::from_ref(&request))
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            ptr::from_ref(&request),
+        )
     };
     check(libc::c_long::from(result)).map(drop)
 }
@@ -217,7 +247,11 @@ pub(crate) fn terminal_number(master: impl AsFd) -> Result<u32> {
     let mut number: libc::c_uint = 0;
     // SAFETY: the kernel writes one unsigned int.
     let result = unsafe {
-        libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCGPTN, ptr::from_mut(&mut number))
+        libc::ioctl(
+            master.as_fd().as_raw_fd(),
+            libc::TIOCGPTN,
+            ptr::from_mut(&mut number),
+        )
     };
     check(libc::c_long::from(result)).map(|_| number)
 }
@@ -246,12 +280,21 @@ pub(crate) fn configure_loop_device(device: impl AsFd, file: RawFd) -> Result<()
         info: [u8; 232],
         reserved: [u64; 8],
     }
-    let mut config = Config { fd: file as u32, block_size: 0, info: [0; 232], reserved: [0; 8] };
+    let mut config = Config {
+        fd: file as u32,
+        block_size: 0,
+        info: [0; 232],
+        reserved: [0; 8],
+    };
     let flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
     config.info[FLAGS..FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: the kernel reads one loop_config.
     let result = unsafe {
-        libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE, ptr::from_ref(&config))
+        libc::ioctl(
+            device.as_fd().as_raw_fd(),
+            LOOP_CONFIGURE,
+            ptr::from_ref(&config),
+        )
     };
     check(libc::c_long::from(result)).map(drop)
 }

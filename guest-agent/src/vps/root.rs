@@ -87,7 +87,11 @@ mod tests {
         symlink("/etc/real", path.path().join("etc/passwd")).unwrap();
         assert_eq!(read_file(&root, "etc/passwd", 100).unwrap(), b"inside");
         assert_eq!(read_file(&root, "etc/passwd", 3), None);
-        symlink("../../../../../../../../etc/hostname", path.path().join("out")).unwrap();
+        symlink(
+            "../../../../../../../../etc/hostname",
+            path.path().join("out"),
+        )
+        .unwrap();
         assert_eq!(read_file(&root, "out", 100), None);
         assert_eq!(read_file(&root, "etc", 100), None);
     }

@@ -80,8 +80,16 @@ pub(crate) fn program() -> Vec<sock_filter> {
         (LOAD, NUMBER, To::Next, To::Next),
         (AT_LEAST, X32, To::Absent, To::Next),
     ];
-    rows.extend(FORBIDDEN.iter().map(|number| (EQUAL, *number as u32, To::Forbidden, To::Next)));
-    rows.extend(ABSENT.iter().map(|number| (EQUAL, *number as u32, To::Absent, To::Next)));
+    rows.extend(
+        FORBIDDEN
+            .iter()
+            .map(|number| (EQUAL, *number as u32, To::Forbidden, To::Next)),
+    );
+    rows.extend(
+        ABSENT
+            .iter()
+            .map(|number| (EQUAL, *number as u32, To::Absent, To::Next)),
+    );
     rows.extend([
         (EQUAL, libc::SYS_socket as u32, To::Next, To::Allow),
         (LOAD, ARGUMENT_0, To::Next, To::Next),
@@ -94,7 +102,10 @@ pub(crate) fn program() -> Vec<sock_filter> {
     ]);
     let verdicts = [
         (To::Allow, libc::SECCOMP_RET_ALLOW),
-        (To::Family, libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32),
+        (
+            To::Family,
+            libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32,
+        ),
         (To::Forbidden, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         (To::Absent, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ];
@@ -113,7 +124,12 @@ pub(crate) fn program() -> Vec<sock_filter> {
             k: *k,
         })
         .collect();
-    program.extend(verdicts.map(|(_, k)| sock_filter { code: RETURN, jt: 0, jf: 0, k }));
+    program.extend(verdicts.map(|(_, k)| sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k,
+    }));
     program
 }
 
@@ -153,7 +169,11 @@ mod tests {
     #[test]
     fn families_are_told_apart() {
         let socket = |family: i32, protocol: u64| {
-            verdict(ARCH, libc::SYS_socket as u32, [family as u64, 1, protocol, 0, 0, 0])
+            verdict(
+                ARCH,
+                libc::SYS_socket as u32,
+                [family as u64, 1, protocol, 0, 0, 0],
+            )
         };
         assert_eq!(socket(libc::AF_VSOCK, 0), errno(libc::EAFNOSUPPORT));
         assert_eq!(socket(libc::AF_NETLINK, 9), errno(libc::EAFNOSUPPORT));

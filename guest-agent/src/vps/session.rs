@@ -14,12 +14,12 @@ use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
 
+use super::Error;
 use super::handshake::Newcomer;
 use super::launch::{self, Failure, Launch};
 use super::raw::{self, Cloned};
 use super::step::Step;
 use super::users::User;
-use super::Error;
 
 /// All that a session needs.
 #[derive(Debug)]
@@ -80,7 +80,8 @@ fn session(plan: &Plan<'_>) -> Result<Infallible, Failure> {
         None => User::root(),
         Some(text) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = openat(CWD, "/", flags, Mode::empty()).map_err(|errno| (Step::User, errno))?;
+            let root =
+                openat(CWD, "/", flags, Mode::empty()).map_err(|errno| (Step::User, errno))?;
             User::find(root, text).ok_or((Step::User, Errno::NOENT))?
         }
     };

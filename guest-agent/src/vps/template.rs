@@ -47,8 +47,10 @@ impl Template {
         let directory = match source {
             TemplateSource::Directory(path) => path.as_path(),
             TemplateSource::Erofs(image) => {
-                std::fs::create_dir_all(mount_point)
-                    .map_err(Error::io("make mount point", mount_point.display().to_string()))?;
+                std::fs::create_dir_all(mount_point).map_err(Error::io(
+                    "make mount point",
+                    mount_point.display().to_string(),
+                ))?;
                 let mount = mount_erofs(image)?;
                 let on = open_directory(mount_point)?;
                 mounts::attach(&mount, &on)
@@ -56,7 +58,9 @@ impl Template {
                 mount_point
             }
         };
-        Ok(Self { tree: Tree::Shared(open_directory(directory)?) })
+        Ok(Self {
+            tree: Tree::Shared(open_directory(directory)?),
+        })
     }
 
     /// Mounts a template for the one and only start of one VPS: nothing is
@@ -78,7 +82,9 @@ impl Template {
             Tree::Shared(directory) => {
                 copy_tree(directory).map_err(Error::system("copy mount of", "template"))
             }
-            Tree::Once(mount) => mount.try_clone().map_err(Error::io("duplicate", "template")),
+            Tree::Once(mount) => mount
+                .try_clone()
+                .map_err(Error::io("duplicate", "template")),
         }
     }
 }

@@ -23,7 +23,13 @@ pub(crate) struct User {
 impl User {
     /// The administrator.
     pub(crate) fn root() -> Self {
-        Self { uid: 0, gid: 0, groups: Vec::new(), home: "/root".into(), name: Some("root".into()) }
+        Self {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/root".into(),
+            name: Some("root".into()),
+        }
     }
 
     /// Finds `user`, `uid`, `user:group` or `uid:gid`. `None`: no such user or
@@ -31,14 +37,20 @@ impl User {
     pub(crate) fn find(root: impl AsFd, text: &str) -> Option<Self> {
         let passwd = root::read_file(&root, "etc/passwd", LIMIT).unwrap_or_default();
         let group = root::read_file(&root, "etc/group", LIMIT).unwrap_or_default();
-        resolve(text, &String::from_utf8_lossy(&passwd), &String::from_utf8_lossy(&group))
+        resolve(
+            text,
+            &String::from_utf8_lossy(&passwd),
+            &String::from_utf8_lossy(&group),
+        )
     }
 }
 
 /// A numeric ID that fits the VPS's range: digits only, no sign, no spaces.
 fn id(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|id| digits && *id < super::idmap::RANGE)
+    text.parse()
+        .ok()
+        .filter(|id| digits && *id < super::idmap::RANGE)
 }
 
 fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
@@ -49,7 +61,9 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
     let by_number = id(user);
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
+        let [name, _, uid, gid, _, home, ..] = fields[..] else {
+            return None;
+        };
         let (uid, gid) = (id(uid)?, id(gid)?);
         // A name of digits is taken as a number: never as another's name.
         let found = by_number.map_or(!name.is_empty() && name == user, |number| number == uid);
@@ -57,17 +71,34 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
     });
     let mut found = match (entry, by_number) {
         (Some((name, uid, gid, home)), _) => {
-            let groups = group.lines().filter_map(|line| member(line, &name)).collect();
-            User { uid, gid, groups, home, name: Some(name) }
+            let groups = group
+                .lines()
+                .filter_map(|line| member(line, &name))
+                .collect();
+            User {
+                uid,
+                gid,
+                groups,
+                home,
+                name: Some(name),
+            }
         }
-        (None, Some(uid)) => User { uid, gid: 0, groups: Vec::new(), home: "/".into(), name: None },
+        (None, Some(uid)) => User {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/".into(),
+            name: None,
+        },
         (None, None) => return None,
     };
     if let Some(wanted) = wanted_group {
         found.gid = id(wanted).or_else(|| {
             group.lines().find_map(|line| {
                 let mut fields = line.split(':');
-                (fields.next()? == wanted && !wanted.is_empty()).then(|| fields.nth(1))?.and_then(id)
+                (fields.next()? == wanted && !wanted.is_empty())
+                    .then(|| fields.nth(1))?
+                    .and_then(id)
             })
         })?;
         found.groups.clear();
@@ -79,15 +110,21 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
 /// The group of `line`, when `user` is one of its members.
 fn member(line: &str, user: &str) -> Option<u32> {
     let fields: Vec<&str> = line.split(':').collect();
-    let [_, _, gid, members, ..] = fields[..] else { return None };
-    members.split(',').any(|member| member == user).then(|| id(gid))?
+    let [_, _, gid, members, ..] = fields[..] else {
+        return None;
+    };
+    members
+        .split(',')
+        .any(|member| member == user)
+        .then(|| id(gid))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nwww:x:33:34::/srv:/bin/sh\n7:x:8:8::/h:/x\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbroken\nwww:x:33:34::/srv:/bin/sh\n7:x:8:8::/h:/x\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\nlog:x:4:adm,www\nweb:x:50:www\n";
 
     fn ids(text: &str) -> Option<(u32, u32, Vec<u32>)> {
@@ -106,7 +143,20 @@ mod tests {
 
     #[test]
     fn what_is_not_there_or_not_a_user_is_refused() {
-        for text in ["", ":", "nobody", "www:", "www:nogroup", "-1", "+33", " 33", "65536", "4294967296", "broken", ":0"] {
+        for text in [
+            "",
+            ":",
+            "nobody",
+            "www:",
+            "www:nogroup",
+            "-1",
+            "+33",
+            " 33",
+            "65536",
+            "4294967296",
+            "broken",
+            ":0",
+        ] {
             assert_eq!(ids(text), None, "{text:?}");
         }
         // A user called "7" is never found by that name.
