@@ -7,4 +7,20 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "agent")]
+pub mod init;
+#[cfg(feature = "agent")]
+pub mod machine;
+#[cfg(feature = "agent")]
+pub mod oneshot;
 pub mod protocol;
+#[cfg(feature = "agent")]
+pub mod server;
+#[cfg(feature = "agent")]
+pub mod service;
+#[cfg(feature = "agent")]
+pub mod supervisor;
+#[cfg(feature = "agent")]
+mod sys;
+#[cfg(feature = "agent")]
+pub mod vps;

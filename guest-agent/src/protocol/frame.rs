@@ -66,6 +66,21 @@ impl Frame {
     }
 }
 
+/// The kind byte of [`Message::Stdout`].
+pub const STDOUT: u8 = 57;
+/// The kind byte of [`Message::Stderr`].
+pub const STDERR: u8 = 58;
+
+/// Appends the wire form of a data message ([`STDOUT`] or [`STDERR`]) that
+/// carries `bytes`, without making a [`Message`] of them first.
+pub fn encode_data(kind: u8, id: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    out.reserve(HEADER + bytes.len());
+    out.extend_from_slice(&((bytes.len() + COUNTED) as u32).to_le_bytes());
+    out.push(kind);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
 /// Cuts a byte stream into frames.
 ///
 /// Bytes go in by [`Decoder::push`] in whatever pieces they arrive; frames

@@ -1,0 +1,514 @@
+//! The agent's event loop: one thread, level-triggered, everything bounded.
+//!
+//! A client that is slow or stuck is held up alone: what is read from its
+//! process waits in pipes, and nothing here waits for anybody. Children are
+//! reaped before their output is looked at, because a process in a VPS that
+//! was not reaped keeps the whole VPS from ending.
+
+mod connection;
+pub(crate) mod console;
+mod control;
+mod events;
+mod facts;
+mod files;
+mod listener;
+mod outbox;
+mod poller;
+mod process;
+mod reaper;
+mod sessions;
+pub(crate) mod timers;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use self::connection::{Arrival, Connection, Stage};
+use self::events::EventLog;
+pub use self::listener::Listener;
+use self::poller::{Poller, Token};
+use self::process::Progress;
+use self::timers::{Due, MS, Timers, now};
+use crate::machine::{Machine, MachineRoot};
+use crate::protocol::{CHUNK, Failure, Message, Name};
+use crate::supervisor::{Effect, Supervisor};
+use crate::sys;
+
+pub(crate) use self::connection::failure;
+pub(crate) use self::control::hello;
+
+/// Connections at once; more callers wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// How long a caller may take to say hello, and to hang up when all is said.
+const PATIENCE: u64 = 10_000 * MS;
+/// How long output may come after a process's end, while others keep it open.
+const GRACE: u64 = 200 * MS;
+/// How long VPSs may take to stop when the agent ends.
+const STOP_TIMEOUT_MS: u32 = 10_000;
+/// How much longer the agent waits for what cannot be killed.
+const LAST_WAIT: u64 = 5_000 * MS;
+
+/// What the agent is to serve.
+#[derive(Debug)]
+pub struct Setup {
+    /// Where clients call.
+    pub listeners: Vec<Listener>,
+    /// The agent's own call to the host, kept open.
+    pub host: Option<OwnedFd>,
+    /// The VPSs; or why there can be none here.
+    pub supervisor: Result<Supervisor, Failure>,
+    /// Where sessions outside of VPSs run.
+    pub machine: Machine,
+    /// The agent is spared by the OOM killer and its children are not to be.
+    pub protected: bool,
+}
+
+/// What a child process is to the agent.
+#[derive(Debug)]
+enum Child {
+    /// The process of that connection's session.
+    Session(u32),
+    /// The init of that VPS.
+    Init(Name),
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    poller: Poller,
+    signals: OwnedFd,
+    listeners: Vec<(Listener, EventFlags)>,
+    host: Option<OwnedFd>,
+    connections: BTreeMap<u32, Connection>,
+    next_connection: u32,
+    children: BTreeMap<i32, Child>,
+    timers: Timers,
+    events: EventLog,
+    supervisor: Result<Supervisor, Failure>,
+    machine: Machine,
+    protected: bool,
+    scratch: Vec<u8>,
+    /// When the agent ends at the latest, once it was told to.
+    ending: Option<u64>,
+}
+
+/// Tells whoever reads the agent's standard error.
+pub(crate) fn log(text: &str) {
+    // Without a reader there is nobody to complain to.
+    let _ = writeln!(io::stderr(), "insula-agent: {text}");
+}
+
+impl Agent {
+    /// Prepares to serve. Blocks all signals of this process: from here on
+    /// they arrive in the loop.
+    ///
+    /// # Errors
+    /// The kernel refuses an epoll or signal descriptor.
+    pub fn new(setup: Setup) -> io::Result<Self> {
+        sys::block_signals()?;
+        let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR])?;
+        let poller = Poller::new()?;
+        let mut unregistered = EventFlags::empty();
+        poller.set(&signals, Token::Signals, &mut unregistered, EventFlags::IN)?;
+        if let Some(host) = &setup.host {
+            let mut unregistered = EventFlags::empty();
+            poller.set(host, Token::Host, &mut unregistered, EventFlags::IN)?;
+        }
+        let mut agent = Self {
+            poller,
+            signals,
+            listeners: setup
+                .listeners
+                .into_iter()
+                .map(|l| (l, EventFlags::empty()))
+                .collect(),
+            host: setup.host,
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            children: BTreeMap::new(),
+            timers: Timers::default(),
+            events: EventLog::default(),
+            supervisor: setup.supervisor,
+            machine: setup.machine,
+            protected: setup.protected,
+            scratch: Vec::new(),
+            ending: None,
+        };
+        agent.listen();
+        Ok(agent)
+    }
+
+    /// Starts the VPSs that are to start with the machine.
+    pub fn autostart(&mut self) {
+        if let Ok(supervisor) = &mut self.supervisor {
+            for complaint in supervisor.autostart() {
+                log(&complaint);
+            }
+        }
+        self.apply_effects();
+    }
+
+    /// Serves until told to end; then all VPSs are down.
+    ///
+    /// # Errors
+    /// The kernel refuses to say what happens.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        loop {
+            if self.is_over() {
+                return Ok(());
+            }
+            ready.clear();
+            self.poller
+                .wait(self.timers.until_next(now()), &mut ready)?;
+            for &(token, flags) in &ready {
+                self.guarded(|agent| agent.dispatch(token, flags));
+            }
+            while let Some(due) = self.timers.pop(now()) {
+                self.guarded(|agent| agent.expire(due));
+            }
+        }
+    }
+
+    /// The connection to the host, for the agent's last words.
+    pub fn into_host(self) -> Option<OwnedFd> {
+        self.host
+    }
+
+    /// A panic ends what it was about and not the agent: the connection that
+    /// was being handled is out of the table, and closes as it is dropped.
+    fn guarded(&mut self, event: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| event(self))).is_err() {
+            log("an event's handler panicked; its connection was dropped");
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(deadline) = self.ending else {
+            return false;
+        };
+        let busy = self.supervisor.as_ref().map_or(0, Supervisor::busy);
+        let unsent = self
+            .connections
+            .values()
+            .any(|c| matches!(c.stage, Stage::Control | Stage::Finishing) && c.outbox.len() > 0);
+        (busy == 0 && !unsent) || now() >= deadline
+    }
+
+    /// Begins to end: all VPSs stop.
+    fn end(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        let deadline = now() + u64::from(STOP_TIMEOUT_MS) * MS + LAST_WAIT;
+        self.ending = Some(deadline);
+        self.timers.set(deadline, Due::Closing(0));
+        if let Ok(supervisor) = &mut self.supervisor {
+            supervisor.stop_all(STOP_TIMEOUT_MS);
+        }
+        for connection in self.connections.values() {
+            if let Stage::Process(process) = &connection.stage {
+                process.hang_up();
+            }
+        }
+        self.listen();
+        self.apply_effects();
+    }
+
+    fn dispatch(&mut self, token: Token, flags: EventFlags) {
+        match token {
+            Token::Signals => {
+                while let Some(signal) = sys::read_signal(&self.signals) {
+                    if signal != libc::SIGCHLD {
+                        self.end();
+                    }
+                }
+                // One signal can stand for many children.
+                self.reap();
+            }
+            Token::Host => self.hear_host(),
+            Token::Listener(index) => self.accept(index),
+            Token::Socket(id) => self.on_socket(id, flags),
+            Token::Stream(id, which) => self.on_stream(id, which),
+            Token::Console(number) => self.on_console(number),
+        }
+    }
+
+    /// The host says nothing on the agent's call but that it is gone.
+    fn hear_host(&mut self) {
+        let Some(host) = &self.host else { return };
+        let mut bytes = [0; 256];
+        match rustix::net::recv(host, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((count, _)) if count > 0 => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            _ => {
+                let mut registered = EventFlags::IN;
+                let _ = self
+                    .poller
+                    .set(host, Token::Host, &mut registered, EventFlags::empty());
+                self.host = None;
+            }
+        }
+    }
+
+    /// Watches the listeners while there is room for callers.
+    fn listen(&mut self) {
+        let open = self.connections.len() < MAX_CONNECTIONS && self.ending.is_none();
+        let wanted = if open {
+            EventFlags::IN
+        } else {
+            EventFlags::empty()
+        };
+        for ((listener, registered), index) in self.listeners.iter_mut().zip(0..) {
+            let token = Token::Listener(index);
+            if let Err(e) = self.poller.set(&listener.fd, token, registered, wanted) {
+                log(&format!("cannot watch a listener: {e}"));
+            }
+        }
+    }
+
+    fn accept(&mut self, index: u32) {
+        let Some((listener, _)) = self.listeners.get(index as usize) else {
+            return;
+        };
+        match listener.accept() {
+            Ok(Some((socket, secret))) => {
+                let id = self.next_connection;
+                self.next_connection = id.wrapping_add(1).max(1);
+                self.timers.set(now() + PATIENCE, Due::Closing(id));
+                self.settle(Connection::new(id, socket, secret));
+            }
+            Ok(None) => {}
+            Err(e) => log(&format!("cannot accept a connection: {e}")),
+        }
+        self.listen();
+    }
+
+    fn on_socket(&mut self, id: u32, flags: EventFlags) {
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return;
+        };
+        let readable = EventFlags::IN | EventFlags::HUP | EventFlags::ERR;
+        if flags.intersects(readable) {
+            self.scratch.resize(CHUNK, 0);
+            let arrival = connection.receive(&mut self.scratch);
+            if arrival == Arrival::Gone || !self.take_frames(&mut connection) {
+                self.drop_connection(connection);
+                return;
+            }
+        }
+        self.settle(connection);
+        self.apply_effects();
+    }
+
+    /// Handles all whole frames; false when the connection is to be dropped.
+    fn take_frames(&mut self, connection: &mut Connection) -> bool {
+        loop {
+            match connection.decoder.next_frame() {
+                Ok(None) => return true,
+                Ok(Some(frame)) => {
+                    if !self.take_frame(connection, frame) {
+                        return false;
+                    }
+                }
+                Err((id, error)) => {
+                    if !control::refuse_frame(connection, id, &error) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_stream(&mut self, id: u32, which: u8) {
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return;
+        };
+        if let Stage::Process(process) = &mut connection.stage {
+            let (session, outbox) = (connection.session, &mut connection.outbox);
+            if which == process::STDIN {
+                process.pour(session, outbox);
+            } else {
+                self.scratch.resize(CHUNK, 0);
+                process.drain(which, session, &mut self.scratch, outbox);
+            }
+        }
+        self.settle(connection);
+    }
+
+    /// Brings a connection up to date after anything happened to it, and puts
+    /// it (back) into the table, or lets it go.
+    fn settle(&mut self, mut connection: Connection) {
+        self.advance(&mut connection);
+        if connection.outbox.len() > 0 {
+            match connection.outbox.flush(&connection.socket) {
+                // A peer that has hung up may still have sent something
+                // before; without one nothing is lost.
+                Err(Errno::PIPE | Errno::CONNRESET) | Ok(()) => {}
+                Err(e) => {
+                    log(&format!("connection {} failed: {e}", connection.id));
+                    self.drop_connection(connection);
+                    return;
+                }
+            }
+            // There is room again: what waits behind comes by itself, since
+            // its descriptors are watched from now on.
+        }
+        if let Err(e) = self.watch(&mut connection) {
+            log(&format!("cannot watch connection {}: {e}", connection.id));
+            self.drop_connection(connection);
+            return;
+        }
+        self.connections.insert(connection.id, connection);
+    }
+
+    /// Watches what a connection waits for.
+    fn watch(&self, connection: &mut Connection) -> Result<(), Errno> {
+        let id = connection.id;
+        let mut wanted = connection.wanted();
+        let more = match &connection.stage {
+            Stage::Reading(_) => true,
+            Stage::Console(name, position) => self.console_has(name, *position),
+            Stage::Events(next) => self.events.at(*next).is_some(),
+            _ => false,
+        };
+        if more {
+            // The file, the console or the log is always ready; the socket says when.
+            wanted |= EventFlags::OUT;
+        }
+        if let Stage::Process(process) = &mut connection.stage {
+            for which in [process::STDIN, process::STDOUT, process::STDERR] {
+                let wanted = process.wanted(which, &connection.outbox);
+                if let Some(stream) = &mut process.streams[usize::from(which)] {
+                    let token = Token::Stream(id, which);
+                    self.poller
+                        .set(&stream.fd, token, &mut stream.registered, wanted)?;
+                }
+            }
+        }
+        let token = Token::Socket(id);
+        self.poller.set(
+            &connection.socket,
+            token,
+            &mut connection.registered,
+            wanted,
+        )
+    }
+
+    /// Lets a connection go, and what lives for it.
+    fn drop_connection(&mut self, connection: Connection) {
+        if let Stage::Process(process) = &connection.stage {
+            process.hang_up();
+            if let (Some(name), Ok(supervisor)) = (&process.init_of, &mut self.supervisor) {
+                supervisor.abandon(name);
+            }
+        }
+        drop(connection);
+        self.listen();
+        self.apply_effects();
+    }
+
+    fn expire(&mut self, due: Due) {
+        match due {
+            Due::Closing(id) => {
+                let late = self.connections.get(&id).is_some_and(|connection| {
+                    matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing)
+                });
+                if late && let Some(connection) = self.connections.remove(&id) {
+                    self.drop_connection(connection);
+                }
+            }
+            Due::Grace(id) => {
+                let Some(mut connection) = self.connections.remove(&id) else {
+                    return;
+                };
+                if let Stage::Process(process) = &mut connection.stage {
+                    process.end_grace();
+                }
+                self.settle(connection);
+            }
+            Due::Vps(name) => {
+                if let Ok(supervisor) = &mut self.supervisor {
+                    supervisor.attend(&name);
+                }
+                self.apply_effects();
+            }
+        }
+    }
+
+    /// Carries out what the supervisor has left to others.
+    fn apply_effects(&mut self) {
+        loop {
+            let Ok(supervisor) = &mut self.supervisor else {
+                return;
+            };
+            let effects = supervisor.take_effects();
+            if effects.is_empty() {
+                return;
+            }
+            let mut happened = false;
+            for effect in effects {
+                happened |= matches!(effect, Effect::Event(..));
+                self.apply(effect);
+            }
+            if happened {
+                self.refresh(|stage| matches!(stage, Stage::Events(_)));
+            }
+        }
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Init(pid, name) => {
+                self.children.insert(pid, Child::Init(name));
+            }
+            Effect::Settled(waiter, answer) => {
+                let answer = answer.map_or_else(Message::Error, Message::Vps);
+                self.answer(waiter, answer);
+            }
+            Effect::Destroyed(waiter, answer) => {
+                let answer = answer.map_or_else(Message::Error, |()| Message::Done);
+                self.answer(waiter, answer);
+            }
+            Effect::RunEnded(id, exit) => self.session_ended(id, exit),
+            Effect::Event(name, kind) => self.events.push(now(), &name, kind),
+            Effect::Attend(at, name) => self.timers.set(at, Due::Vps(name)),
+            Effect::Console(name) => self.watch_console(&name),
+        }
+    }
+
+    /// Settles all connections in a stage that `which` picks.
+    fn refresh(&mut self, which: impl Fn(&Stage) -> bool) {
+        let ids: Vec<u32> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| which(&connection.stage))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            if let Some(connection) = self.connections.remove(&id) {
+                self.settle(connection);
+            }
+        }
+    }
+
+    /// The root of machine sessions, prepared when it is first needed.
+    fn machine_root(&mut self) -> Result<Option<&MachineRoot>, Failure> {
+        self.machine.root()
+    }
+}
+
+/// Ends a session whose process's end and output have been seen.
+fn conclude(connection: &mut Connection) {
+    let Stage::Process(process) = &connection.stage else {
+        return;
+    };
+    if let Progress::Ended(exit) = process.progress() {
+        connection.finish(Message::Exited(exit));
+    }
+}
