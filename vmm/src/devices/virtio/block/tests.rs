@@ -263,10 +263,10 @@ fn broken_chains_stop_the_device() {
             f.driver.offer_head(0);
         }),
         ("head outside of the table", |f, _, _| {
-            f.driver.offer_head(QUEUE_SIZE)
+            f.driver.offer_head(QUEUE_SIZE);
         }),
         ("too many heads", |f, _, _| {
-            f.driver.set_avail_index(QUEUE_SIZE + 1)
+            f.driver.set_avail_index(QUEUE_SIZE + 1);
         }),
         ("readable after writable", |f, _, _| {
             f.driver.offer(&[writable(STATUS, 1), readable(HEADER, 16)]);

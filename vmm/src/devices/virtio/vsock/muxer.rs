@@ -123,10 +123,9 @@ impl Muxer {
             guest_port: header.src_port,
         };
         let Some(&token) = self.keys.get(&key) else {
-            return if op == Op::Request {
-                self.connect(key, header)
-            } else {
-                self.refuse(header)
+            return match op {
+                Op::Request => self.connect(key, header),
+                _ => self.refuse(header),
             };
         };
         let Some(connection) = self.slots.get_mut(token) else {
@@ -398,9 +397,13 @@ impl Muxer {
             self.keys.remove(&key);
         }
         if connection.is_finished() {
-            let from_guest = connection.from_guest;
+            let (from_guest, queued) = (connection.from_guest, connection.queued);
             // Closes the socket, and so ends its being watched.
             self.slots.remove(token);
+            if queued {
+                // A guest that takes nothing must not make the list grow.
+                self.ready.retain(|&other| other != token);
+            }
             if from_guest {
                 self.from_guest -= 1;
             } else {
@@ -423,6 +426,30 @@ impl Muxer {
                 connection.kill();
                 self.settle(token);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Muxer {
+    pub(super) fn connections(&self) -> usize {
+        self.slots.tokens().len()
+    }
+
+    /// What must hold between any two events.
+    pub(super) fn check(&mut self) {
+        assert_eq!(self.from_guest + self.from_clients, self.connections());
+        assert!(self.resets.len() <= RESETS_MAX);
+        assert!(self.ready.len() <= self.connections());
+        for (&key, &token) in &self.keys {
+            let connection = self.slots.get_mut(token).unwrap();
+            assert_eq!(connection.key, key);
+            assert!(!connection.is_hidden());
+        }
+        for token in self.slots.tokens() {
+            let connection = self.slots.get_mut(token).unwrap();
+            assert!(!connection.is_finished());
+            assert_eq!(connection.settle(), connection.queued);
         }
     }
 }
