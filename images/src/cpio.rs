@@ -2,6 +2,7 @@
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`) and that
 //! every unpacker reads.
 
+use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 
 /// File type bits of a directory.
@@ -95,7 +96,8 @@ impl<W: Write> Archive<W> {
         ];
         let mut header = String::from("070701");
         for number in numbers {
-            header.push_str(&format!("{number:08X}"));
+            // Writing to a string does not fail.
+            let _ = write!(header, "{number:08X}");
         }
         header.push_str(path);
         header.push('\0');

@@ -96,6 +96,6 @@ mod tests {
         assert!(text.contains("lab/insula-token") && text.contains("secret"));
         assert!(text.contains(r#""icount":true"#));
         let second = fs::metadata(file("base")).unwrap().len() as usize;
-        assert!(second % 4 == 0 && bytes[second..].starts_with(b"070701"));
+        assert!(second.is_multiple_of(4) && bytes[second..].starts_with(b"070701"));
     }
 }

@@ -25,6 +25,7 @@
 //! halted while nobody uses it: its clock would run ahead, and a processor
 //! with it.
 
+mod apt;
 mod boot;
 pub mod error;
 pub mod host;
@@ -36,19 +37,20 @@ mod qmp;
 mod session;
 mod shape;
 mod snapshot;
+mod status;
 mod transfer;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
 use serde_json::json;
 
 pub use error::{LabError, Result};
 pub use payload::{CACHE, PROGRAMS, Payload};
 pub use session::Command;
 pub use shape::Shape;
+pub use status::{Status, status, stop};
 pub use transfer::Synced;
 
 use crate::cache::Cache;
@@ -97,7 +99,7 @@ impl LabConfig {
     /// (MiB) and `INSULA_LAB_IDLE` (minutes) change what is chosen.
     ///
     /// # Errors
-    /// A variable with an unusable value, or too little memory.
+    /// A variable with an unusable value.
     pub fn new(icount: bool, cache: Cache) -> Result<Self> {
         let minutes = variable("INSULA_LAB_IDLE", 1, 60 * 24 * 365)?.unwrap_or(IDLE_MINUTES);
         let idle = Duration::from_mins(u64::from(minutes));
@@ -118,25 +120,6 @@ pub struct Lab {
     instance: Instance,
     /// Shared lock: tells the watchdog, and `stop`, that somebody is here.
     sessions: Option<File>,
-}
-
-/// How an instance is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Status {
-    /// Its name: `default` or `icount`.
-    pub name: &'static str,
-    /// QEMU's process; absent if it does not run, as are the following.
-    pub pid: Option<u32>,
-    /// Its size.
-    pub shape: Option<Shape>,
-    /// When it was started, in seconds since 1970.
-    pub started_at: Option<u64>,
-    /// When it was last used, in seconds since 1970.
-    pub last_used: Option<u64>,
-    /// Whether somebody uses it now.
-    pub in_use: bool,
-    /// The emulated host's console, a file.
-    pub console: PathBuf,
 }
 
 impl Lab {
@@ -166,14 +149,15 @@ impl Lab {
             let _ = qemu::end(&place);
             place.clean();
         }
-        let lab = Self {
+        let mut lab = Self {
             place,
             cache: config.cache.clone(),
             instance: started?,
             sessions: Some(sessions),
         };
         lab.set_clock()?;
-        qemu::watch(&lab.place, config.idle)?;
+        lab.instance.ready = true;
+        lab.place.write(INSTANCE, &lab.instance)?;
         drop(start);
         Ok(lab)
     }
@@ -197,6 +181,9 @@ impl Lab {
         let Some(instance) = place.instance()? else {
             return Ok(None);
         };
+        if !instance.ready {
+            return Ok(None);
+        }
         let sessions = sessions.try_clone().at("keep open", place.dir())?;
         let lab = Self {
             place: place.clone(),
@@ -239,7 +226,7 @@ impl Lab {
         }
         let mut monitor = self.monitor()?;
         if monitor.run_state()? == "paused" {
-            monitor.command("cont", json!({}))?;
+            monitor.command("cont", &json!({}))?;
         }
         Ok(())
     }
@@ -254,7 +241,7 @@ impl Lab {
         if let Ok(Some(_alone)) = self.place.try_lock(SESSIONS_LOCK, false)
             && let Ok(mut monitor) = self.monitor()
         {
-            let _ = monitor.command("stop", json!({}));
+            let _ = monitor.command("stop", &json!({}));
         }
     }
 
@@ -291,6 +278,7 @@ impl Drop for Lab {
 /// Starts QEMU from a snapshot, which is made first if there is none.
 fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Result<Instance> {
     packages::ensure(host::PACKAGES, "the lab", progress)?;
+    config.shape.check_memory()?;
     check_disk(config.cache.root())?;
     let host = host::ensure(&config.cache, progress)?;
     let agent = match &config.agent {
@@ -299,7 +287,7 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
             programs::ensure(&config.cache, Program::Agent, progress)?.path(Program::Agent.binary())
         }
     };
-    let snapshot = snapshot::ensure(&config.cache, place, &host, &agent, &config.shape, progress)?;
+    let snapshot = snapshot::ensure(place, &host, &agent, config, progress)?;
     let scratch = config.cache.root().join("lab").join(place.name());
     fs::create_dir_all(&scratch).at("create the directory", &scratch)?;
     let (root, transfer) = (scratch.join("root.qcow2"), scratch.join("transfer"));
@@ -311,7 +299,7 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
         transfer: &transfer,
         directory: snapshot.dir(),
     };
-    let mut qemu = qemu::start(place, &config.shape, &files, Start::Snapshot)?;
+    let mut qemu = qemu::start(place, &config.shape, &files, Start::Snapshot, config.idle)?;
     let token = snapshot.token.clone();
     let instance = Instance::new(qemu.pid, qemu.port, token, config.shape, scratch);
     // Before anything can fail, so that the next command finds what to clean.
@@ -324,7 +312,7 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
 fn load(place: &Place, monitor: &mut Monitor) -> Result<()> {
     monitor.leave_out_shared_memory()?;
     let uri = format!("exec:cat {}", Snapshot::STATE);
-    monitor.command("migrate-incoming", json!({ "uri": uri }))?;
+    monitor.command("migrate-incoming", &json!({ "uri": uri }))?;
     let deadline = Instant::now() + RESUME_TIME;
     while monitor.run_state()? == "inmigrate" {
         if Instant::now() >= deadline {
@@ -336,7 +324,7 @@ fn load(place: &Place, monitor: &mut Monitor) -> Result<()> {
         }
         std::thread::sleep(POLL);
     }
-    monitor.command("cont", json!({})).map(drop)
+    monitor.command("cont", &json!({})).map(drop)
 }
 
 fn check_disk(dir: &Path) -> Result<()> {
@@ -354,84 +342,9 @@ fn check_disk(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How both instances are.
-///
-/// # Errors
-/// A record cannot be read.
-pub fn status() -> Result<Vec<Status>> {
-    [false, true]
-        .into_iter()
-        .map(|icount| status_of(&Place::of(instance_name(icount))))
-        .collect()
-}
-
-fn status_of(place: &Place) -> Result<Status> {
-    let instance = place.instance()?;
-    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let in_use = instance.is_some() && place.try_lock(SESSIONS_LOCK, false)?.is_none();
-    Ok(Status {
-        name: place.name(),
-        pid: instance.as_ref().map(|instance| instance.pid),
-        shape: instance.as_ref().map(|instance| instance.shape),
-        started_at: instance.as_ref().map(|instance| instance.started_at),
-        last_used: instance
-            .as_ref()
-            .and_then(|_| place.last_used())
-            .map(seconds),
-        in_use,
-        console: place.console(),
-    })
-}
-
-/// Ends an instance, whoever uses it; true if one ran.
-///
-/// # Errors
-/// QEMU cannot be ended.
-pub fn stop(icount: bool) -> Result<bool> {
-    let place = Place::of(instance_name(icount));
-    if !place.dir().is_dir() {
-        return Ok(false);
-    }
-    // Whoever is starting it is not waited for long: then QEMU is ended under their hands.
-    let _start = place.try_lock(START_LOCK, false)?;
-    let ran = place.alive();
-    qemu::end(&place)?;
-    place.clean();
-    Ok(ran)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use place::tests::place;
-
-    #[test]
-    fn an_instance_that_was_killed_is_not_running() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = place(dir.path());
-        let shape = Shape {
-            icount: false,
-            cpus: 2,
-            memory_mib: 2048,
-        };
-        let instance = Instance::new(7, 8, "t".into(), shape, dir.path().join("lab/default"));
-        place.write(INSTANCE, &instance).unwrap();
-        let dead = status_of(&place).unwrap();
-        assert_eq!((dead.pid, dead.in_use), (None, false));
-
-        let _qemu = place.lock("qemu.lock", false, Duration::ZERO, "x").unwrap();
-        let _session = place
-            .lock(SESSIONS_LOCK, true, Duration::ZERO, "x")
-            .unwrap();
-        place.touch();
-        let alive = status_of(&place).unwrap();
-        assert_eq!(
-            (alive.pid, alive.in_use, alive.shape),
-            (Some(7), true, Some(shape))
-        );
-        assert!(alive.last_used >= Some(instance.started_at - 1));
-        assert!(!serde_json::to_string(&alive).unwrap().contains("token"));
-    }
 
     #[test]
     fn a_full_disk_is_told_before_anything_is_written() {

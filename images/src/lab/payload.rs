@@ -72,13 +72,12 @@ impl Payload {
     /// # Errors
     /// No temporary file can be written, or `target` is not absolute.
     pub fn content(&mut self, content: &[u8], target: &str, mode: u32) -> Result<&mut Self> {
-        let dir = match &self.made {
-            Some(dir) => dir.path().to_owned(),
-            None => {
-                let dir = tempfile::tempdir();
-                let dir = dir.at("create a temporary directory in", &std::env::temp_dir())?;
-                self.made.insert(dir).path().to_owned()
-            }
+        let dir = if let Some(dir) = &self.made {
+            dir.path().to_owned()
+        } else {
+            let dir = tempfile::tempdir();
+            let dir = dir.at("create a temporary directory in", &std::env::temp_dir())?;
+            self.made.insert(dir).path().to_owned()
         };
         let source = dir.join(self.items.len().to_string());
         fs::write(&source, content).at("write", &source)?;

@@ -55,6 +55,8 @@ pub(super) struct Instance {
     pub(super) scratch: PathBuf,
     /// When it was started, in seconds since 1970.
     pub(super) started_at: u64,
+    /// Whether its start was completed.
+    pub(super) ready: bool,
 }
 
 impl Instance {
@@ -70,6 +72,7 @@ impl Instance {
             shape,
             scratch,
             started_at,
+            ready: false,
         }
     }
 }

@@ -70,12 +70,14 @@ pub(super) struct Started {
     pub(super) pid: u32,
 }
 
-/// Starts QEMU, detached from this process and its terminal.
+/// Starts QEMU, detached from this process and its terminal. It ends when it
+/// has not been used for `idle`.
 pub(super) fn start(
     place: &Place,
     shape: &Shape,
     files: &Files<'_>,
     how: Start<'_>,
+    idle: Duration,
 ) -> Result<Started> {
     for attempt in 1.. {
         let port = free_port()?;
@@ -84,6 +86,8 @@ pub(super) fn start(
         match Monitor::connect(&place.monitor(), deadline, || place.alive()) {
             Ok(monitor) => {
                 let pid = pid(place)?;
+                // From now on: whoever starts it may be interrupted.
+                watch(place, idle)?;
                 return Ok(Started { monitor, port, pid });
             }
             Err(_) if !place.alive() => {
@@ -165,7 +169,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Starts what ends an idle QEMU; it goes with it.
-pub(super) fn watch(place: &Place, idle: Duration) -> Result<()> {
+fn watch(place: &Place, idle: Duration) -> Result<()> {
     let minutes = idle.as_secs().div_ceil(60).max(1);
     let mut command = Command::new(tool("setsid", "util-linux")?);
     command

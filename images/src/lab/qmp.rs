@@ -54,12 +54,12 @@ impl Monitor {
             stream: BufReader::new(stream),
         };
         monitor.receive("connect")?;
-        monitor.command("qmp_capabilities", json!({}))?;
+        monitor.command("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
     /// Runs a command and returns what it returns.
-    pub(super) fn command(&mut self, name: &str, arguments: Value) -> Result<Value> {
+    pub(super) fn command(&mut self, name: &str, arguments: &Value) -> Result<Value> {
         let mut line = json!({ "execute": name, "arguments": arguments }).to_string();
         line.push('\n');
         if let Err(e) = self.stream.get_mut().write_all(line.as_bytes()) {
@@ -84,7 +84,7 @@ impl Monitor {
     }
 
     fn status_of(&mut self, query: &str) -> Result<String> {
-        let answer = self.command(query, json!({}))?;
+        let answer = self.command(query, &json!({}))?;
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -93,14 +93,14 @@ impl Monitor {
         let capability = json!([{ "capability": "x-ignore-shared", "state": true }]);
         self.command(
             "migrate-set-capabilities",
-            json!({ "capabilities": capability }),
+            &json!({ "capabilities": capability }),
         )
         .map(drop)
     }
 
     /// Asks QEMU to end. That it ends before it answers is fine.
     pub(super) fn quit(mut self) {
-        let _ = self.command("quit", json!({}));
+        let _ = self.command("quit", &json!({}));
     }
 
     fn receive(&mut self, command: &str) -> Result<Value> {
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_dead_qemu() {
         let dir = tempfile::tempdir().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let error = Monitor::connect(&dir.path().join("none"), deadline, || false).unwrap_err();
         assert!(error.to_string().contains("QEMU has ended"));
     }

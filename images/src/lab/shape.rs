@@ -41,7 +41,7 @@ impl Shape {
     /// `INSULA_LAB_CPUS` and `INSULA_LAB_MEMORY` (MiB) say.
     ///
     /// # Errors
-    /// A variable that is no number in range, or too little memory.
+    /// A variable that is no number in range.
     pub fn for_this_machine(icount: bool) -> Result<Self> {
         let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -54,7 +54,6 @@ impl Shape {
         {
             shape.cpus = cpus;
         }
-        shape.check(&meminfo)?;
         Ok(shape)
     }
 
@@ -76,7 +75,12 @@ impl Shape {
         }
     }
 
-    /// Most of the memory stays untouched, so half of it must be there.
+    /// Whether there is memory to start it. Most of it stays untouched, so
+    /// half of it must be there.
+    pub(super) fn check_memory(&self) -> Result<()> {
+        self.check(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    }
+
     fn check(&self, meminfo: &str) -> Result<()> {
         let available_mib = kib(meminfo, "MemAvailable:") / 1024;
         if available_mib < u64::from(self.memory_mib / 2) {

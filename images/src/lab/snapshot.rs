@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use guest_agent::client::Client;
 use serde_json::json;
 
+use super::LabConfig;
 use super::boot;
 use super::error::{LabError, Result};
 use super::host;
@@ -85,13 +86,13 @@ impl Snapshot {
 
 /// The snapshot of this host, agent and shape; made by booting if need be.
 pub(super) fn ensure(
-    cache: &Cache,
     place: &Place,
     host: &Entry,
     agent: &Path,
-    shape: &Shape,
+    config: &LabConfig,
     progress: &Progress,
 ) -> Result<Snapshot> {
+    let (cache, shape) = (&config.cache, &config.shape);
     let version = qemu::version()?;
     let key = key(cache, host, agent, shape, &version)?;
     let parent = cache.root().join("lab/snapshots");
@@ -110,13 +111,15 @@ pub(super) fn ensure(
     if let Some(snapshot) = Snapshot::open(dir.clone()) {
         return Ok(snapshot);
     }
+    let unfinished = format!(".tmp-{key}-");
+    remove_unfinished(&parent, &unfinished);
     let _ = fs::remove_dir_all(&dir);
     let temporary = tempfile::Builder::new()
-        .prefix(&format!(".tmp-{key}-"))
+        .prefix(&unfinished)
         .tempdir_in(&parent)
         .at("create a temporary directory in", &parent)?;
     let task = progress.task("booting the lab (once; later starts resume it)", None);
-    let made = make(place, host, agent, shape, &version, temporary.path());
+    let made = make(place, host, agent, config, &version, temporary.path());
     if made.is_err() {
         // Whatever the error was, it is the one to report.
         let _ = qemu::end(place);
@@ -159,10 +162,11 @@ fn make(
     place: &Place,
     host: &Entry,
     agent: &Path,
-    shape: &Shape,
+    config: &LabConfig,
     version: &str,
     dir: &Path,
 ) -> Result<()> {
+    let shape = &config.shape;
     let file = |name: &str| dir.join(name);
     let token = random_token()?;
     let mut token_file = File::options()
@@ -197,15 +201,15 @@ fn make(
         kernel: &host.path(host::KERNEL),
         initramfs: &initramfs,
     };
-    let mut qemu = qemu::start(place, shape, &files, how)?;
+    let mut qemu = qemu::start(place, shape, &files, how, config.idle)?;
     wait_for_daemon(place, qemu.port, &token, BOOT_TIME)?;
 
     let monitor = &mut qemu.monitor;
-    monitor.command("stop", json!({}))?;
+    monitor.command("stop", &json!({}))?;
     monitor.leave_out_shared_memory()?;
     monitor.command(
         "migrate",
-        json!({ "uri": format!("exec:cat >{}", Snapshot::STATE) }),
+        &json!({ "uri": format!("exec:cat >{}", Snapshot::STATE) }),
     )?;
     let deadline = Instant::now() + SAVE_TIME;
     loop {
@@ -295,7 +299,25 @@ fn random_token() -> Result<String> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     filled.at("read random numbers from", Path::new("/dev/urandom"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+/// Removes what interrupted boots left: while the key's lock is held, there is
+/// none under way.
+fn remove_unfinished(parent: &Path, prefix: &str) {
+    let Ok(items) = fs::read_dir(parent) else {
+        return;
+    };
+    for item in items.flatten() {
+        if item
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+        {
+            // The next boot tries again.
+            let _ = fs::remove_dir_all(item.path());
+        }
+    }
 }
 
 /// Removes all but the last used snapshots. A lab that still runs from one
