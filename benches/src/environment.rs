@@ -126,6 +126,24 @@ pub fn load() -> Option<String> {
     read(Path::new("/proc/loadavg"))
 }
 
+/// `2026-01-31T12-30-00Z` for seconds since the Unix epoch: a time that can be
+/// a directory's name.
+pub fn utc_stamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days since 1 March of year 0, in eras of 400 years, so that leap days
+    // come last.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}-{minute:02}-{second:02}Z")
+}
+
 fn host_kind(hypervisor: bool) -> HostKind {
     match fs::read_to_string(LAB_MARK) {
         Ok(text) => lab_kind(&text),
@@ -377,6 +395,20 @@ mod tests {
             serde_json::from_str::<Environment>(&json).unwrap(),
             environment
         );
+    }
+
+    #[test]
+    fn stamps_are_those_of_the_calendar() {
+        // date -u -d @N +%FT%H-%M-%SZ
+        for (seconds, stamp) in [
+            (0, "1970-01-01T00-00-00Z"),
+            (951_782_399, "2000-02-28T23-59-59Z"),
+            (951_868_800, "2000-03-01T00-00-00Z"),
+            (1_709_164_800, "2024-02-29T00-00-00Z"),
+            (4_107_542_400, "2100-03-01T00-00-00Z"),
+        ] {
+            assert_eq!(utc_stamp(seconds), stamp);
+        }
     }
 
     #[test]

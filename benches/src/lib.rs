@@ -12,6 +12,7 @@ pub mod metric;
 pub mod models;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod result;
 pub mod run;
 pub mod stats;

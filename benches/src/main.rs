@@ -1,2 +1,239 @@
-//! `insula-compare`.
-fn main() {}
+//! `insula-compare`: compares isolation models and reports.
+
+mod arguments;
+mod registry;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use arguments::{Action, Arguments, RunOptions};
+use compare::environment::Environment;
+use compare::metric::Measurement;
+use compare::models::ModelId;
+use compare::plan::{Plan, Wishes};
+use compare::progress::Progress;
+use compare::report::{self, Summary};
+use compare::result::{FORMAT, Header, VERSION, Writer, read};
+use compare::run::{Run, warm_up};
+
+/// A run that was interrupted, and reported what it had.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.action {
+        Some(Action::Report { directory, json }) => report_saved(directory, *json),
+        None => compare(&arguments.run),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("insula-compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Renders saved samples again.
+fn report_saved(directory: &Path, json: bool) -> anyhow::Result<u8> {
+    let recording = read(directory)?;
+    let summary = Summary::new(&recording);
+    let into = if directory.is_dir() {
+        directory
+    } else {
+        directory.parent().unwrap_or(directory)
+    };
+    let page = report::write(into, &recording, &summary)?;
+    show(&summary, json)?;
+    eprintln!("report: {}", page.display());
+    Ok(0)
+}
+
+fn show(summary: &Summary, json: bool) -> anyhow::Result<()> {
+    use std::io::Write;
+    let text = if json {
+        serde_json::to_string_pretty(summary)? + "\n"
+    } else {
+        report::terminal(summary)
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Nobody reads any more: the files are there all the same.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}
+
+/// Compares.
+fn compare(options: &RunOptions) -> anyhow::Result<u8> {
+    let stop = stop_on_signals()?;
+    let environment = Environment::capture();
+    let seed = options.seed.map_or_else(fresh_seed, Ok)?;
+    let wishes = Wishes {
+        profile: options.profile,
+        seed,
+        models: wanted(&options.models, &ModelId::ALL),
+        measurements: wanted(&options.only, &Measurement::ALL),
+        blocks: options.blocks,
+    };
+    let mut plan = Plan::new(&wishes, environment.host);
+    // Before anything takes time: the directory is the caller's mistake to make.
+    let directory = options.out.clone().unwrap_or_else(default_directory);
+    if directory.join("samples.jsonl").exists() {
+        bail!(
+            "{} holds a result already: choose another directory with --out",
+            directory.display()
+        );
+    }
+
+    let progress = Progress::on_stderr();
+    let mut registry = registry::build(&wishes.models, &environment, &progress)?;
+    let started = Instant::now();
+    let (costs, failed) = warm_up(
+        &mut plan,
+        &mut *registry.baseline,
+        &mut registry.models,
+        &stop,
+        &progress,
+    )?;
+    registry.unavailable.extend(failed);
+    registry.unavailable.sort_by_key(|model| model.model);
+    if stop.load(Ordering::Relaxed) {
+        progress.finish();
+        eprintln!("interrupted before anything was measured");
+        return Ok(INTERRUPTED);
+    }
+    if plan.models.is_empty() {
+        for model in &registry.unavailable {
+            eprintln!("{} does not run: {}", model.model, model.reason);
+        }
+        bail!("no model runs here: nothing to compare");
+    }
+    plan.fit(
+        &costs,
+        options.blocks.is_some(),
+        started.elapsed().as_secs_f64(),
+    );
+
+    let header = Header {
+        format: FORMAT.into(),
+        version: VERSION,
+        conditions: registry
+            .models
+            .iter()
+            .map(|model| model.conditions())
+            .collect(),
+        unavailable: registry.unavailable,
+        plan,
+        environment,
+    };
+    progress.note(&announcement(&header, &directory));
+    let writer = Writer::create(&directory, &header)?;
+    let run = Run {
+        plan: &header.plan,
+        models: &mut registry.models,
+        writer,
+        stop: Arc::clone(&stop),
+        progress: &progress,
+    };
+    run.run()?;
+
+    let recording = read(&directory)?;
+    let summary = Summary::new(&recording);
+    let page = report::write(&directory, &recording, &summary)?;
+    show(&summary, options.json)?;
+    eprintln!("samples and report: {}", page.display());
+    let interrupted = recording.footer.is_some_and(|footer| footer.interrupted);
+    Ok(if interrupted { INTERRUPTED } else { 0 })
+}
+
+/// What will be done, how long it takes and where it goes.
+fn announcement(header: &Header, directory: &Path) -> String {
+    let plan = &header.plan;
+    let names = |items: Vec<String>| items.join(", ");
+    let mut lines = vec![
+        format!(
+            "models:       {}",
+            names(plan.models.iter().map(ToString::to_string).collect())
+        ),
+        format!(
+            "measurements: {}",
+            names(plan.measurements.iter().map(ToString::to_string).collect())
+        ),
+        format!(
+            "plan:         {} blocks, {} cold starts a model and block, work of {} ms, density of \
+             {} in {} block(s), seed {}",
+            plan.blocks,
+            plan.cold_starts,
+            plan.work_ms,
+            plan.density_instances,
+            plan.density_blocks,
+            plan.seed
+        ),
+        format!(
+            "time:         about {} min {:02} s",
+            plan.estimate_s / 60,
+            plan.estimate_s % 60
+        ),
+        format!("results in:   {}", directory.display()),
+    ];
+    if let Some(mark) = header.environment.host.mark() {
+        lines.push(format!("note:         {mark}"));
+    }
+    if plan.is_indicative() {
+        lines.push("note:         few blocks: indicative, no verdicts".to_owned());
+    }
+    for adjustment in &plan.adjustments {
+        lines.push(format!("note:         {adjustment}"));
+    }
+    for model in &header.unavailable {
+        lines.push(format!("not compared: {}: {}", model.model, model.reason));
+    }
+    lines.join("\n")
+}
+
+/// What was asked for, in the order of reports; all when nothing was.
+fn wanted<T: Copy + PartialEq>(asked: &[T], all: &[T]) -> Vec<T> {
+    all.iter()
+        .copied()
+        .filter(|item| asked.is_empty() || asked.contains(item))
+        .collect()
+}
+
+fn fresh_seed() -> anyhow::Result<u64> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("cannot draw a seed: give one with --seed")?;
+    // Short enough to be typed.
+    Ok(u64::from(u32::from_le_bytes(bytes)))
+}
+
+fn default_directory() -> PathBuf {
+    let seconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    PathBuf::from("compare-results").join(compare::environment::utc_stamp(seconds))
+}
+
+/// A flag that the first SIGINT, SIGTERM or SIGHUP sets; a second one ends the
+/// program at once.
+fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the shutdown looks at the flag before it is set.
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            i32::from(INTERRUPTED),
+            Arc::clone(&stop),
+        )
+        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+        .with_context(|| format!("cannot watch for signal {signal}"))?;
+    }
+    Ok(stop)
+}

@@ -1,0 +1,485 @@
+//! The numbers of a report, made of a recording; `result.json` is this.
+
+use serde::{Deserialize, Serialize};
+
+use crate::environment::Environment;
+use crate::metric::Metric;
+use crate::models::{Conditions, ModelId};
+use crate::plan::Plan;
+use crate::result::{EVENTS, Event, Recording, Sample, UnavailableModel};
+use crate::stats::{Estimate, estimate_median, median, theil_sen};
+
+/// What `result.json` says it is.
+pub const RESULT_FORMAT: &str = "insula-compare/result";
+/// Version of `result.json` that this program writes.
+pub const RESULT_VERSION: u32 = 1;
+
+/// The numbers of a report.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// [`RESULT_FORMAT`].
+    pub format: String,
+    /// [`RESULT_VERSION`].
+    pub version: u32,
+    /// Whether the plan was carried out to its end.
+    pub complete: bool,
+    /// Blocks in which something was measured.
+    pub blocks: u32,
+    /// What every figure is marked with: `emulated host`, for example.
+    pub mark: Option<String>,
+    /// Why no verdicts are given, if none are.
+    pub no_verdicts: Option<String>,
+    /// Metric by model.
+    pub cells: Vec<Cell>,
+    /// Medians of the events of cold starts.
+    pub starts: Vec<Start>,
+    /// Slopes of host memory over instances.
+    pub densities: Vec<Density>,
+    /// Samples that were left out of every statistic, and why.
+    pub excluded: Vec<Excluded>,
+    /// Models that did not run, and why.
+    pub unavailable: Vec<UnavailableModel>,
+    /// Lines of the recording that could not be read.
+    pub unreadable_lines: usize,
+    /// What went wrong and did not belong to one sample.
+    pub troubles: Vec<String>,
+    /// What was to be done.
+    pub plan: Plan,
+    /// Where it ran.
+    pub environment: Environment,
+    /// Under which conditions each model ran.
+    pub conditions: Vec<Conditions>,
+}
+
+/// One metric of one model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cell {
+    /// The metric.
+    pub metric: Metric,
+    /// The model.
+    pub model: ModelId,
+    /// The metric's unit.
+    pub unit: String,
+    /// Samples that count.
+    pub samples: usize,
+    /// Samples that were left out.
+    pub excluded: usize,
+    /// The median over blocks (of each block's median) with its interval.
+    pub estimate: Option<Estimate>,
+    /// The same over the blocks' ratios to `process`.
+    pub ratio: Option<Ratio>,
+}
+
+/// A ratio to `process`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ratio {
+    /// The median over blocks of the ratio within the block.
+    #[serde(flatten)]
+    pub estimate: Estimate,
+    /// What follows of it.
+    pub verdict: Verdict,
+}
+
+/// What follows of a ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The whole interval is on the better side of 1.
+    Better,
+    /// The whole interval is on the worse side of 1.
+    Worse,
+    /// The interval holds 1.
+    NotResolved,
+    /// Not given: the host is emulated, or there are too few blocks.
+    Withheld,
+}
+
+impl Verdict {
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::NotResolved => "not resolved",
+            Self::Withheld => "",
+        }
+    }
+}
+
+/// Medians of the events of one model's cold starts, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Start {
+    /// The model.
+    pub model: ModelId,
+    /// Event by event, T0 to T8; `None` for what the model does not have.
+    pub median_ms: Vec<Option<f64>>,
+}
+
+/// The slope of one model's density, all points of all blocks together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Density {
+    /// The model.
+    pub model: ModelId,
+    /// MiB that the host's available memory falls by with each instance.
+    pub mib_per_instance: f64,
+    /// Median over blocks of the host's PSS per instance, in MiB.
+    pub host_pss_mib: Option<f64>,
+    /// Median over blocks of the cgroups' charge per instance, in MiB.
+    pub cgroup_mib: Option<f64>,
+}
+
+/// A sample that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Excluded {
+    /// Its number.
+    pub sequence: u64,
+    /// Its block.
+    pub block: u32,
+    /// Its model.
+    pub model: ModelId,
+    /// Its metric.
+    pub metric: Metric,
+    /// Why.
+    pub why: String,
+}
+
+impl Summary {
+    /// Makes the numbers.
+    pub fn new(recording: &Recording) -> Self {
+        let header = &recording.header;
+        let samples = &recording.samples;
+        let seed = header.plan.seed;
+        let host = header.environment.host;
+        let blocks = measured_blocks(samples);
+        let no_verdicts = if host.is_emulated() {
+            Some("the host is emulated: no verdict about hardware follows".to_owned())
+        } else if blocks < crate::plan::VERDICT_BLOCKS {
+            Some(format!(
+                "{blocks} blocks are fewer than {}: indicative, no verdicts",
+                crate::plan::VERDICT_BLOCKS
+            ))
+        } else {
+            None
+        };
+        let mut cells = Vec::new();
+        for metric in header.plan.metrics() {
+            for &model in &header.plan.models {
+                cells.push(cell(samples, metric, model, seed, no_verdicts.is_none()));
+            }
+        }
+        Self {
+            format: RESULT_FORMAT.into(),
+            version: RESULT_VERSION,
+            complete: recording.is_complete(),
+            blocks,
+            mark: host.mark().map(str::to_owned),
+            no_verdicts,
+            cells,
+            starts: header
+                .plan
+                .models
+                .iter()
+                .filter_map(|&model| start(samples, model))
+                .collect(),
+            densities: header
+                .plan
+                .models
+                .iter()
+                .filter_map(|&model| slope(samples, model))
+                .collect(),
+            excluded: samples.iter().filter_map(excluded).collect(),
+            unavailable: header.unavailable.clone(),
+            unreadable_lines: recording.unreadable_lines,
+            troubles: recording
+                .footer
+                .as_ref()
+                .map(|footer| footer.troubles.clone())
+                .unwrap_or_default(),
+            plan: header.plan.clone(),
+            environment: header.environment.clone(),
+            conditions: header.conditions.clone(),
+        }
+    }
+
+    /// One cell.
+    pub fn cell(&self, metric: Metric, model: ModelId) -> Option<&Cell> {
+        self.cells
+            .iter()
+            .find(|cell| (cell.metric, cell.model) == (metric, model))
+    }
+}
+
+fn measured_blocks(samples: &[Sample]) -> u32 {
+    let mut blocks: Vec<u32> = samples
+        .iter()
+        .filter(|s| s.valid_value().is_some())
+        .map(|s| s.block)
+        .collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    blocks.len() as u32
+}
+
+fn excluded(sample: &Sample) -> Option<Excluded> {
+    let why = sample.validity.why_not()?;
+    Some(Excluded {
+        sequence: sample.sequence,
+        block: sample.block,
+        model: sample.model,
+        metric: sample.metric,
+        why: why.to_owned(),
+    })
+}
+
+/// Each block's median, by block.
+fn block_values(samples: &[Sample], metric: Metric, model: ModelId) -> Vec<(u32, f64)> {
+    let mut by_block = std::collections::BTreeMap::<u32, Vec<f64>>::new();
+    for sample in samples
+        .iter()
+        .filter(|s| (s.metric, s.model) == (metric, model))
+    {
+        if let Some(value) = sample.valid_value() {
+            by_block.entry(sample.block).or_default().push(value);
+        }
+    }
+    by_block
+        .into_iter()
+        .filter_map(|(block, values)| Some((block, median(&values)?)))
+        .collect()
+}
+
+fn cell(samples: &[Sample], metric: Metric, model: ModelId, seed: u64, verdicts: bool) -> Cell {
+    let mine = || {
+        samples
+            .iter()
+            .filter(|s| (s.metric, s.model) == (metric, model))
+    };
+    let values = block_values(samples, metric, model);
+    let ratio = (model != ModelId::Process)
+        .then(|| {
+            ratio(
+                &values,
+                &block_values(samples, metric, ModelId::Process),
+                metric,
+                seed,
+            )
+        })
+        .flatten()
+        .map(|(estimate, verdict)| Ratio {
+            estimate,
+            verdict: if verdicts { verdict } else { Verdict::Withheld },
+        });
+    let of_blocks: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
+    Cell {
+        metric,
+        model,
+        unit: metric.unit().into(),
+        samples: mine()
+            .filter(|sample| sample.valid_value().is_some())
+            .count(),
+        excluded: mine()
+            .filter(|sample| sample.validity.why_not().is_some())
+            .count(),
+        estimate: estimate_median(&of_blocks, seed),
+        ratio,
+    }
+}
+
+/// The ratio within each block that has both.
+fn ratio(
+    values: &[(u32, f64)],
+    baseline: &[(u32, f64)],
+    metric: Metric,
+    seed: u64,
+) -> Option<(Estimate, Verdict)> {
+    let ratios: Vec<f64> = values
+        .iter()
+        .filter_map(|(block, value)| {
+            let (_, base) = baseline.iter().find(|(other, _)| other == block)?;
+            let ratio = value / base;
+            // A memory slope can be nothing or less; its ratio says nothing.
+            (ratio.is_finite() && *base > 0.0 && *value > 0.0).then_some(ratio)
+        })
+        .collect();
+    let estimate = estimate_median(&ratios, seed)?;
+    let verdict = match estimate.interval {
+        Some(interval) if estimate.n >= crate::plan::VERDICT_BLOCKS as usize => {
+            let more = interval.low > 1.0;
+            let less = interval.high < 1.0;
+            match (more, less, metric.more_is_better()) {
+                (true, _, true) | (_, true, false) => Verdict::Better,
+                (true, _, false) | (_, true, true) => Verdict::Worse,
+                _ => Verdict::NotResolved,
+            }
+        }
+        _ => Verdict::Withheld,
+    };
+    Some((estimate, verdict))
+}
+
+fn start(samples: &[Sample], model: ModelId) -> Option<Start> {
+    let waterfalls: Vec<_> = samples
+        .iter()
+        .filter(|s| (s.metric, s.model) == (Metric::StartReturned, model))
+        .filter(|s| s.valid_value().is_some())
+        .filter_map(|s| s.waterfall)
+        .collect();
+    if waterfalls.is_empty() {
+        return None;
+    }
+    let median_ms = EVENTS.map(|(event, _, _)| {
+        let values: Vec<f64> = waterfalls
+            .iter()
+            .filter_map(|w| Some(w.get(event)? as f64 / 1e6))
+            .collect();
+        // An event that only some starts have would be a median of others.
+        if values.len() == waterfalls.len() {
+            median(&values)
+        } else {
+            None
+        }
+    });
+    debug_assert!(median_ms[Event::Request as usize].is_some());
+    Some(Start {
+        model,
+        median_ms: median_ms.to_vec(),
+    })
+}
+
+fn slope(samples: &[Sample], model: ModelId) -> Option<Density> {
+    let mib = f64::from(1 << 20);
+    let valid: Vec<&Sample> = samples
+        .iter()
+        .filter(|s| (s.metric, s.model) == (Metric::DensityMem, model))
+        .filter(|s| s.valid_value().is_some())
+        .collect();
+    let slopes: Vec<f64> = valid.iter().filter_map(|s| s.valid_value()).collect();
+    let per_instance = |bytes: fn(&crate::result::DensityPoint) -> Option<u64>| {
+        let slopes: Vec<f64> = valid
+            .iter()
+            .filter_map(|sample| {
+                let points: Vec<(f64, f64)> = sample
+                    .density
+                    .iter()
+                    .filter_map(|p| Some((f64::from(p.instances), bytes(p)? as f64)))
+                    .collect();
+                Some(theil_sen(&points)?.slope / mib)
+            })
+            .collect();
+        median(&slopes)
+    };
+    Some(Density {
+        model,
+        mib_per_instance: median(&slopes)?,
+        host_pss_mib: per_instance(|point| point.host_pss_bytes),
+        cgroup_mib: per_instance(|point| point.cgroup_bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::HostKind;
+    use crate::testing::{header, samples};
+
+    fn recording() -> Recording {
+        Recording {
+            header: header(),
+            samples: samples(),
+            footer: None,
+            unreadable_lines: 0,
+        }
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_block() {
+        // Blocks differ tenfold, models by a factor of two within each.
+        let base = [
+            (1, 10.0),
+            (2, 100.0),
+            (3, 1000.0),
+            (4, 1.0),
+            (5, 5.0),
+            (6, 7.0),
+            (7, 0.0),
+        ];
+        let other: Vec<(u32, f64)> = base.iter().rev().map(|(b, v)| (*b, v * 2.0)).collect();
+        let (estimate, verdict) = ratio(&other, &base, Metric::SysNull, 1).unwrap();
+        assert!((estimate.median - 2.0).abs() < 1e-12);
+        assert_eq!((estimate.n, verdict), (6, Verdict::Worse));
+        let (_, verdict) = ratio(&other, &base, Metric::CpuPrime, 1).unwrap();
+        assert_eq!(verdict, Verdict::Better);
+        let (_, few) = ratio(&other[..3], &base, Metric::CpuPrime, 1).unwrap();
+        assert_eq!(few, Verdict::Withheld);
+        assert!(ratio(&[], &base, Metric::CpuPrime, 1).is_none());
+    }
+
+    #[test]
+    fn excluded_samples_are_listed_and_left_out() {
+        let summary = Summary::new(&recording());
+        assert_eq!(summary.excluded.len(), 2);
+        let left_out: usize = summary.cells.iter().map(|cell| cell.excluded).sum();
+        assert_eq!(left_out, 2);
+        assert!(
+            summary
+                .excluded
+                .iter()
+                .any(|sample| sample.why.contains("garbage"))
+        );
+        assert!(!summary.complete);
+        assert_eq!(summary.blocks, 8);
+    }
+
+    #[test]
+    fn an_emulated_host_gets_no_verdict() {
+        let mut recording = recording();
+        let verdicts = |summary: &Summary| {
+            summary
+                .cells
+                .iter()
+                .filter_map(|cell| cell.ratio)
+                .filter(|ratio| ratio.verdict != Verdict::Withheld)
+                .count()
+        };
+        assert!(verdicts(&Summary::new(&recording)) > 0);
+        recording.header.environment.host = HostKind::Emulated;
+        let summary = Summary::new(&recording);
+        assert_eq!(verdicts(&summary), 0);
+        assert!(summary.mark.unwrap().contains("emulated host"));
+        assert!(summary.no_verdicts.unwrap().contains("emulated"));
+    }
+
+    #[test]
+    fn few_blocks_are_indicative() {
+        let mut recording = recording();
+        recording.samples.retain(|sample| sample.block <= 5);
+        let summary = Summary::new(&recording);
+        assert!(summary.no_verdicts.unwrap().contains("indicative"));
+    }
+
+    #[test]
+    fn nothing_measured_is_no_trouble() {
+        let mut recording = recording();
+        recording.samples.clear();
+        let summary = Summary::new(&recording);
+        assert!(
+            summary
+                .cells
+                .iter()
+                .all(|cell| cell.estimate.is_none() && cell.ratio.is_none())
+        );
+        assert!(summary.starts.is_empty() && summary.densities.is_empty());
+    }
+
+    #[test]
+    fn densities_have_their_slopes() {
+        let summary = Summary::new(&recording());
+        let process = summary
+            .densities
+            .iter()
+            .find(|d| d.model == ModelId::Process)
+            .unwrap();
+        assert_eq!(process.host_pss_mib, Some(1.0));
+        assert_eq!(process.cgroup_mib, None);
+    }
+}
