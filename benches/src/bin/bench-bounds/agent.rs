@@ -9,7 +9,7 @@ use crate::workbench::Workbench;
 /// Most bytes, of either.
 const GOAL: u64 = 2_000_000;
 
-pub fn measure(bench: &Workbench) -> Result<Verdict> {
+pub(crate) fn measure(bench: &Workbench) -> Result<Verdict> {
     let file = std::fs::metadata(&bench.agent.path)
         .with_context(|| format!("cannot examine {}", bench.agent.path.display()))?
         .len();

@@ -19,7 +19,7 @@ struct Boot {
     before: f64,
 }
 
-pub fn measure(bench: &Workbench, runs: u32) -> Result<Verdict> {
+pub(crate) fn measure(bench: &Workbench, runs: u32) -> Result<Verdict> {
     let yardstick = Workbench::place("yardstick");
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..runs {

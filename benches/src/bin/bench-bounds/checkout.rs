@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Builds all programs in the release profile, and says where they are.
-pub fn build_programs() -> Result<PathBuf> {
+pub(crate) fn build_programs() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(PACKAGE)
@@ -32,7 +32,7 @@ pub fn build_programs() -> Result<PathBuf> {
 
 /// Compiles `micro/NAME.c` as a static program into `dir`: what the same work
 /// costs without us.
-pub fn compile_bare(name: &str, dir: &Path) -> Result<PathBuf> {
+pub(crate) fn compile_bare(name: &str, dir: &Path) -> Result<PathBuf> {
     let source = Path::new(PACKAGE)
         .join("micro")
         .join(name)

@@ -7,7 +7,7 @@ use crate::Verdict;
 use crate::workbench::Workbench;
 
 /// The machine process against the bare sequence of KVM calls.
-pub fn vmm_cost(bench: &Workbench, runs: u32) -> Result<Verdict> {
+pub(crate) fn vmm_cost(bench: &Workbench, runs: u32) -> Result<Verdict> {
     let bare = Workbench::place("bare_kvm");
     let runs = runs.to_string();
     let argv = [
@@ -23,7 +23,7 @@ pub fn vmm_cost(bench: &Workbench, runs: u32) -> Result<Verdict> {
 }
 
 /// A VPS on the bare host against bare system calls, `crun` and `runc`.
-pub fn host_vps(bench: &Workbench, runs: u32) -> Result<Verdict> {
+pub(crate) fn host_vps(bench: &Workbench, runs: u32) -> Result<Verdict> {
     const ROOT: &str = "/root/bounds/root";
     let agent = Workbench::place("insula-agent");
     let bare = Workbench::place("bare_vps");

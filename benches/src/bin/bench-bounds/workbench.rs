@@ -17,15 +17,15 @@ const PATIENCE: Duration = Duration::from_mins(15);
 
 /// A lab that counts instructions, with our programs, the images, and the
 /// programs that they are compared with.
-pub struct Workbench {
+pub(crate) struct Workbench {
     lab: Lab,
     /// The agent's image, here.
-    pub agent: Image,
+    pub(crate) agent: Image,
 }
 
 impl Workbench {
     /// Builds what is missing and brings it into the lab.
-    pub fn set_up() -> Result<Self> {
+    pub(crate) fn set_up() -> Result<Self> {
         let progress = Progress::stderr();
         let programs = checkout::build_programs()?;
         let bare = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -55,12 +55,12 @@ impl Workbench {
     }
 
     /// Where a file that was brought along is in the lab.
-    pub fn place(name: &str) -> String {
+    pub(crate) fn place(name: &str) -> String {
         format!("{FILES}/{name}")
     }
 
     /// Runs a command in the lab; its standard output.
-    pub fn run(&self, argv: &[&str]) -> Result<String> {
+    pub(crate) fn run(&self, argv: &[&str]) -> Result<String> {
         let (code, output) = self.run_any(argv)?;
         if code != 0 {
             bail!(
@@ -73,7 +73,7 @@ impl Workbench {
 
     /// Runs a command in the lab; its exit code, and its standard output, or
     /// what it complained about.
-    pub fn run_any(&self, argv: &[&str]) -> Result<(u8, String)> {
+    pub(crate) fn run_any(&self, argv: &[&str]) -> Result<(u8, String)> {
         let command = Command::new(argv.iter().copied()).env("INSULA_ON", "hardware");
         let done = self.lab.capture(&command, b"", PATIENCE)?;
         let code = done.exit.shell_code();
