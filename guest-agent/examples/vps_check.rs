@@ -45,7 +45,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// An engine with one template, and pipes to collect output.
+/// An init that reaps.
+const INIT: &str = "while true; do sleep 1; done";
+
+/// An engine with one template, .
 struct Bench {
     engine: Engine,
     template: Template,
@@ -151,13 +154,10 @@ fn all(image: &Path, state: &Path) {
         cpu_weight: Some(200),
         pids: Some(24),
     };
-    let web = bench
-        .engine
-        .create(spec("web", "sleep 1000", limits))
-        .unwrap();
+    let web = bench.engine.create(spec("web", INIT, limits)).unwrap();
     let db = bench
         .engine
-        .create(spec("db", "sleep 1000", Limits::default()))
+        .create(spec("db", INIT, Limits::default()))
         .unwrap();
     let other = bench.start(&db);
     let running = bench.start(&web);
@@ -252,7 +252,7 @@ fn apart(bench: &Bench, web: &Vps, running: &Running, db: &Vps, other: &Running)
 fn inside(bench: &Bench, web: &Vps, running: &Running) {
     let run = |command: &str| bench.exec(web, running, None, command).0;
     assert_eq!(run("hostname"), "web\n");
-    assert_eq!(run("ps | grep -c 'sleep 1000$'"), "1\n");
+    assert_eq!(run("cat /proc/1/comm"), "sh\n");
     let map = run("cat /proc/self/uid_map");
     let expected = web.ids.base().to_string();
     assert_eq!(
@@ -405,7 +405,11 @@ fn limits_hold(bench: &Bench, web: &Vps, running: &Running) {
         usage.cpu_us > 0 && usage.memory_peak_bytes > 40 << 20,
         "{usage:?}"
     );
-    std::thread::sleep(Duration::from_millis(2500));
+    let begin = Instant::now();
+    while bench.engine.usage(web).unwrap().pids > 2 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the bomb lasts");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(
         bench.exec(web, running, None, "echo still here").0,
         "still here\n"
