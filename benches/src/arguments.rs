@@ -8,6 +8,8 @@ use compare::metric::Measurement;
 use compare::models::ModelId;
 use compare::plan::Profile;
 
+use crate::place::Place;
+
 /// Compares isolation models: the same work in bare processes, in VPSs on the
 /// host, in VPSs of one guest, and in a guest each.
 #[derive(Debug, Parser)]
@@ -66,4 +68,30 @@ pub(crate) struct RunOptions {
     /// Print result.json instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Where to run [default: here if guests can run here, else in the lab].
+    #[arg(long, value_name = "PLACE", env = "INSULA_ON")]
+    pub(crate) on: Option<Place>,
+    /// Only measure, and leave the report to the caller.
+    #[arg(long, hide = true)]
+    pub(crate) collect: bool,
+}
+
+impl RunOptions {
+    /// The options for this program in the lab, where the report is not made.
+    pub(crate) fn for_lab(&self, seed: u64) -> Vec<String> {
+        let mut options = vec![
+            format!("--profile={}", self.profile),
+            format!("--seed={seed}"),
+        ];
+        if let Some(blocks) = self.blocks {
+            options.push(format!("--blocks={blocks}"));
+        }
+        options.extend(
+            self.only
+                .iter()
+                .map(|measurement| format!("--only={measurement}")),
+        );
+        options.extend(self.models.iter().map(|model| format!("--models={model}")));
+        options
+    }
 }

@@ -351,11 +351,7 @@ fn tools(facts: &mut Facts) {
         "insula-compare",
         Some(env!("CARGO_PKG_VERSION").into()),
     );
-    facts.add(
-        "tools",
-        "git commit",
-        option_env!("INSULA_GIT").map(str::to_owned).or_else(git),
-    );
+    facts.add("tools", "git commit", git_commit());
     let build = if cfg!(debug_assertions) {
         "debug"
     } else {
@@ -364,9 +360,23 @@ fn tools(facts: &mut Facts) {
     facts.add("tools", "build", Some(build.into()));
 }
 
-/// The commit of the checkout that this program runs in, if it does in one.
-fn git() -> Option<String> {
-    output("git", &["describe", "--always", "--dirty", "--abbrev=12"])
+/// The commit of this program: `$INSULA_GIT`, which the lab is told, else that
+/// of the checkout which it was built in, if that is still there.
+pub fn git_commit() -> Option<String> {
+    if let Ok(commit) = std::env::var("INSULA_GIT") {
+        return Some(commit);
+    }
+    output(
+        "git",
+        &[
+            "-C",
+            env!("CARGO_MANIFEST_DIR"),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+        ],
+    )
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {

@@ -1,6 +1,8 @@
 //! `insula-compare`: compares isolation models and reports.
 
 mod arguments;
+mod lab;
+mod place;
 mod registry;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use compare::progress::Progress;
 use compare::report::{self, Summary};
 use compare::result::{FORMAT, Header, VERSION, Writer, read};
 use compare::run::{Run, warm_up};
+use place::Place;
 
 /// A run that was interrupted, and reported what it had.
 const INTERRUPTED: u8 = 130;
@@ -29,7 +32,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.action {
         Some(Action::Report { directory, json }) => report_saved(directory, *json),
-        None => compare(&arguments.run),
+        None => start(&arguments.run),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -69,19 +72,9 @@ fn show(summary: &Summary, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Compares.
-fn compare(options: &RunOptions) -> anyhow::Result<u8> {
-    let stop = stop_on_signals()?;
-    let environment = Environment::capture();
+/// Compares, here or in the lab.
+fn start(options: &RunOptions) -> anyhow::Result<u8> {
     let seed = options.seed.map_or_else(fresh_seed, Ok)?;
-    let wishes = Wishes {
-        profile: options.profile,
-        seed,
-        models: wanted(&options.models, &ModelId::ALL),
-        measurements: wanted(&options.only, &Measurement::ALL),
-        blocks: options.blocks,
-    };
-    let mut plan = Plan::new(&wishes, environment.host);
     // Before anything takes time: the directory is the caller's mistake to make.
     let directory = options.out.clone().unwrap_or_else(default_directory);
     if directory.join("samples.jsonl").exists() {
@@ -90,9 +83,35 @@ fn compare(options: &RunOptions) -> anyhow::Result<u8> {
             directory.display()
         );
     }
+    let code = match place::decide(options.on)? {
+        Place::Lab => lab::compare(&options.for_lab(seed), &directory)?,
+        Place::Hardware => compare(options, seed, &directory)?,
+    };
+    if options.collect || !directory.join("samples.jsonl").exists() {
+        return Ok(code);
+    }
+    let recording = read(&directory)?;
+    let summary = Summary::new(&recording);
+    let page = report::write(&directory, &recording, &summary)?;
+    show(&summary, options.json)?;
+    eprintln!("samples and report: {}", page.display());
+    Ok(code)
+}
 
+/// Compares on this machine, and leaves the samples in `directory`.
+fn compare(options: &RunOptions, seed: u64, directory: &Path) -> anyhow::Result<u8> {
+    let stop = stop_on_signals()?;
+    let environment = Environment::capture();
+    let wishes = Wishes {
+        profile: options.profile,
+        seed,
+        models: wanted(&options.models, &ModelId::ALL),
+        measurements: wanted(&options.only, &Measurement::ALL),
+        blocks: options.blocks,
+    };
+    let mut plan = Plan::new(&wishes, environment.host);
+    let mut registry = registry::build(&wishes.models, &environment)?;
     let progress = Progress::on_stderr();
-    let mut registry = registry::build(&wishes.models, &environment, &progress)?;
     let started = Instant::now();
     let (costs, failed) = warm_up(
         &mut plan,
@@ -132,8 +151,8 @@ fn compare(options: &RunOptions) -> anyhow::Result<u8> {
         plan,
         environment,
     };
-    progress.note(&announcement(&header, &directory));
-    let writer = Writer::create(&directory, &header)?;
+    progress.note(&announcement(&header, directory));
+    let writer = Writer::create(directory, &header)?;
     let run = Run {
         plan: &header.plan,
         models: &mut registry.models,
@@ -142,14 +161,11 @@ fn compare(options: &RunOptions) -> anyhow::Result<u8> {
         progress: &progress,
     };
     run.run()?;
-
-    let recording = read(&directory)?;
-    let summary = Summary::new(&recording);
-    let page = report::write(&directory, &recording, &summary)?;
-    show(&summary, options.json)?;
-    eprintln!("samples and report: {}", page.display());
-    let interrupted = recording.footer.is_some_and(|footer| footer.interrupted);
-    Ok(if interrupted { INTERRUPTED } else { 0 })
+    Ok(if stop.load(Ordering::Relaxed) {
+        INTERRUPTED
+    } else {
+        0
+    })
 }
 
 /// What will be done, how long it takes and where it goes.

@@ -1,11 +1,19 @@
 //! Which models there are on this host.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
+use images::kernel::Flavour;
+use images::templates::Template;
+use images::{Request, Store};
 
 use compare::environment::Environment;
-use compare::models::{Model, ModelId, ProcessModel, find_workload};
-use compare::progress::Progress;
+use compare::models::{
+    GuestVpsModel, HostVpsModel, Images, MicrovmModel, Model, ModelId, ProcessModel,
+};
 use compare::result::UnavailableModel;
+
+use crate::place;
 
 /// The models that can be tried, and those that can't.
 pub(crate) struct Registry {
@@ -17,28 +25,80 @@ pub(crate) struct Registry {
     pub(crate) unavailable: Vec<UnavailableModel>,
 }
 
-pub(crate) fn build(
-    wanted: &[ModelId],
-    _environment: &Environment,
-    _progress: &Progress,
-) -> anyhow::Result<Registry> {
-    let workload = find_workload().context(
-        "there is no insula-workload: set INSULA_WORKLOAD to it, or put it beside insula-compare",
-    )?;
-    let mut models: Vec<Box<dyn Model>> = Vec::new();
-    let mut unavailable = Vec::new();
+/// Finds the models' images, building what is not there.
+pub(crate) fn build(wanted: &[ModelId], environment: &Environment) -> anyhow::Result<Registry> {
+    let store = Store::user()?;
+    let progress = images::Progress::stderr();
+    let workload = match std::env::var_os("INSULA_WORKLOAD") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            store
+                .ensure(Request::Workload, &progress)
+                .context("without its workload there is nothing to compare")?
+                .path
+        }
+    };
+    let mut registry = Registry {
+        baseline: Box::new(ProcessModel::new(workload.clone())),
+        models: Vec::new(),
+        unavailable: Vec::new(),
+    };
     for &model in wanted {
-        match model {
-            ModelId::Process => models.push(Box::new(ProcessModel::new(workload.clone()))),
-            _ => unavailable.push(UnavailableModel {
-                model,
-                reason: "not built in yet".into(),
-            }),
+        match create(model, &store, &progress, environment, &workload) {
+            Ok(created) => registry.models.push(created),
+            Err(reason) => registry
+                .unavailable
+                .push(UnavailableModel { model, reason }),
         }
     }
-    Ok(Registry {
-        baseline: Box::new(ProcessModel::new(workload)),
-        models,
-        unavailable,
+    Ok(registry)
+}
+
+/// The model, or why it does not run here.
+fn create(
+    model: ModelId,
+    store: &Store,
+    progress: &images::Progress,
+    environment: &Environment,
+    workload: &std::path::Path,
+) -> Result<Box<dyn Model>, String> {
+    let is_guest = matches!(model, ModelId::GuestVps | ModelId::Microvm);
+    if model == ModelId::Process {
+        return Ok(Box::new(ProcessModel::new(workload.to_owned())));
+    }
+    if !rustix::process::geteuid().is_root() && model == ModelId::HostVps {
+        return Err("VPSs on the host need root: run it with sudo".into());
+    }
+    if let Some(reason) = place::no_guests().filter(|_| is_guest) {
+        return Err(reason);
+    }
+    let find = |request: Request| {
+        store
+            .ensure(request, progress)
+            .map(|image| image.path)
+            .map_err(|error| error.to_string())
+    };
+    let images = Images {
+        kernel: if is_guest {
+            find(Request::Kernel(Flavour::Hardware))?
+        } else {
+            PathBuf::new()
+        },
+        initramfs: if is_guest {
+            find(Request::Initramfs)?
+        } else {
+            PathBuf::new()
+        },
+        template: find(Request::Template(Template::Bench))?,
+        template_name: Template::Bench
+            .name()
+            .parse()
+            .map_err(|error| format!("{error}"))?,
+        agent: find(Request::Agent)?,
+    };
+    Ok(match model {
+        ModelId::HostVps => Box::new(HostVpsModel::new(images)),
+        ModelId::GuestVps => Box::new(GuestVpsModel::new(images, environment.cpus)),
+        _ => Box::new(MicrovmModel::new(images)),
     })
 }

@@ -1,6 +1,5 @@
 //! What runs in guests: `guest-vps` and `microvm`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name, Target};
@@ -15,8 +14,6 @@ use crate::result::{Event, Waterfall};
 
 /// Memory of the guest that all VPSs share, in MiB.
 const SHARED_MEMORY_MIB: u64 = 512;
-/// Size of a guest's data disk: sparse, so that only what is used takes room.
-const DATA_DISK: u64 = 1 << 30;
 
 /// Launches guests of the images.
 struct Launcher {
@@ -40,53 +37,41 @@ impl Launcher {
         let name = Name::new(name)
             .map_err(|error| ModelError::machinery(model, "naming a guest", error))?;
         let root = RunRoot::for_user().map_err(failed("finding the run directory"))?;
-        let reservation = root.reserve(&name).map_err(failed("reserving a guest's name"))?;
-        let data = reservation.dir().disks_path().join("data.ext4");
-        make_data_disk(model, &data)?;
+        let reservation = root
+            .reserve(&name)
+            .map_err(failed("reserving a guest's name"))?;
 
         let mut spec = GuestSpec::new(self.images.kernel.clone());
-        spec.vcpus = u8::try_from(vcpus)
-            .ok()
-            .and_then(|vcpus| vcpus.try_into().ok())
-            .unwrap_or(spec.vcpus);
+        spec.vcpus = u64::from(vcpus).try_into().unwrap_or(spec.vcpus);
         spec.memory = memory_mib.try_into().unwrap_or(spec.memory);
         spec.initrds = vec![self.images.initramfs.clone()];
         let template = self.images.template_name.clone();
-        spec.drives = vec![
-            Drive {
-                role: DiskRole::Template(template.clone()),
-                path: self.images.template.clone(),
-            },
-            Drive { role: DiskRole::Data, path: data },
-        ];
+        // Without a data disk: what instances write is kept in memory, as it
+        // is with `host-vps` here.
+        spec.drives = vec![Drive {
+            role: DiskRole::Template(template.clone()),
+            path: self.images.template.clone(),
+        }];
         spec.machine_root = whole_machine.then_some(template);
         spec.ephemeral = true;
 
-        let guest = reservation.start(&spec, None).map_err(failed("starting a guest"))?;
+        let guest = reservation
+            .start(&spec, None)
+            .map_err(failed("starting a guest"))?;
         let mut waterfall = Waterfall::new();
-        let status = guest.dir().status().map_err(failed("reading a guest's boot timer"))?;
+        let spans = guest.spans();
         for (span, event) in [
             ("process_start", Event::RuntimeStarted),
             ("first_instruction", Event::KernelEntry),
             ("init", Event::Init),
             ("agent_ready", Event::Ready),
         ] {
-            if let Some(at_ns) = status.boot_ns.get(span) {
+            if let Some(at_ns) = spans.get(span) {
                 waterfall.set(event, clock.since_start(*at_ns));
             }
         }
         Ok((guest, waterfall))
     }
-}
-
-/// Makes a fresh data disk.
-fn make_data_disk(model: ModelId, path: &PathBuf) -> Result<(), ModelError> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)
-            .map_err(|source| ModelError::host("make", directory, source))?;
-    }
-    images::disks::create_ext4(path, DATA_DISK, "data")
-        .map_err(|error| ModelError::machinery(model, "making a data disk", error))
 }
 
 /// A guest's end, nothing of it left.
@@ -96,7 +81,10 @@ fn stop(model: ModelId, guest: Guest) -> Result<(), ModelError> {
         .stop(PATIENCE)
         .map_err(|error| ModelError::machinery(model, "stopping a guest", error))?;
     if directory.exists() {
-        return Err(ModelError::Left { model, what: directory.display().to_string() });
+        return Err(ModelError::Left {
+            model,
+            what: directory.display().to_string(),
+        });
     }
     Ok(())
 }
@@ -112,7 +100,11 @@ impl GuestVpsModel {
     /// With these images and so many virtual CPUs: the host's.
     pub fn new(images: Images, vcpus: u32) -> Self {
         Self {
-            launcher: Launcher { model: ModelId::GuestVps, images, made: 0 },
+            launcher: Launcher {
+                model: ModelId::GuestVps,
+                images,
+                made: 0,
+            },
             vcpus: vcpus.clamp(1, 16),
             shared: None,
         }
@@ -124,7 +116,10 @@ impl GuestVpsModel {
         } else {
             let (guest, _) = self.launcher.start(self.vcpus, SHARED_MEMORY_MIB, false)?;
             let template = self.launcher.images.template_name.clone();
-            (Agent::connect(ModelId::GuestVps, guest.endpoint(), template)?, guest)
+            (
+                Agent::connect(ModelId::GuestVps, guest.endpoint(), template)?,
+                guest,
+            )
         };
         Ok(&mut self.shared.insert(shared).0)
     }
@@ -186,13 +181,24 @@ pub struct MicrovmModel {
 impl MicrovmModel {
     /// With these images.
     pub fn new(images: Images) -> Self {
-        Self { launcher: Launcher { model: ModelId::Microvm, images, made: 0 } }
+        Self {
+            launcher: Launcher {
+                model: ModelId::Microvm,
+                images,
+                made: 0,
+            },
+        }
     }
 
     fn guest(&mut self, limits: &InstanceLimits) -> Result<MicrovmInstance, ModelError> {
         let (guest, waterfall) =
-            self.launcher.start(limits.cpus, limits.memory_bytes >> 20, true)?;
-        Ok(MicrovmInstance { guest: Some(guest), waterfall, idle: None })
+            self.launcher
+                .start(limits.cpus, limits.memory_bytes >> 20, true)?;
+        Ok(MicrovmInstance {
+            guest: Some(guest),
+            waterfall,
+            idle: None,
+        })
     }
 }
 
@@ -260,23 +266,32 @@ impl MicrovmInstance {
         use guest_agent::protocol::{Exec, Message};
 
         let failed = |error| ModelError::machinery(ModelId::Microvm, "starting a process", error);
-        let Some(guest) = &self.guest else { return Ok(()) };
-        let mut session = Client::connect(&guest.endpoint()).map_err(failed)?.exec(Exec {
-            target: Target::Machine,
-            argv: vec![WORKLOAD.into(), "idle".into()],
-            env: Vec::new(),
-            cwd: None,
-            user: None,
-            terminal: None,
-        });
-        while !matches!(session.next(Some(PATIENCE)).map_err(failed)?, Message::Stdout(_)) {}
+        let Some(guest) = &self.guest else {
+            return Ok(());
+        };
+        let mut session = Client::connect(&guest.endpoint())
+            .map_err(failed)?
+            .exec(Exec {
+                target: Target::Machine,
+                argv: vec![WORKLOAD.into(), "idle".into()],
+                env: Vec::new(),
+                cwd: None,
+                user: None,
+                terminal: None,
+            });
+        while !matches!(
+            session.next(Some(PATIENCE)).map_err(failed)?,
+            Message::Stdout(_)
+        ) {}
         self.idle = Some(session);
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), ModelError> {
         self.idle = None;
-        self.guest.take().map_or(Ok(()), |guest| stop(ModelId::Microvm, guest))
+        self.guest
+            .take()
+            .map_or(Ok(()), |guest| stop(ModelId::Microvm, guest))
     }
 }
 
@@ -292,7 +307,13 @@ impl Instance for MicrovmInstance {
                 reason: "the guest has ended".into(),
             });
         };
-        execute(ModelId::Microvm, &guest.endpoint(), Target::Machine, argv, within)
+        execute(
+            ModelId::Microvm,
+            &guest.endpoint(),
+            Target::Machine,
+            argv,
+            within,
+        )
     }
 
     fn usage(&mut self) -> Result<Usage, ModelError> {
@@ -300,7 +321,11 @@ impl Instance for MicrovmInstance {
     }
 
     fn host_processes(&self) -> Vec<u32> {
-        self.guest.as_ref().and_then(Guest::pid).into_iter().collect()
+        self.guest
+            .as_ref()
+            .and_then(Guest::pid)
+            .into_iter()
+            .collect()
     }
 
     fn destroy(mut self: Box<Self>) -> Result<(), ModelError> {

@@ -1,5 +1,6 @@
 //! `host-vps`: VPSs on the host's kernel, by an agent that serves on a socket.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,9 +9,7 @@ use std::time::{Duration, Instant};
 use guest_agent::client::{Client, Endpoint};
 
 use super::vps::Agent;
-use super::{
-    Conditions, Execution, Images, Instance, InstanceLimits, Model, ModelError, ModelId,
-};
+use super::{Conditions, Execution, Images, Instance, InstanceLimits, Model, ModelError, ModelId};
 
 /// How long the agent may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -54,7 +53,10 @@ impl Drop for Process {
 impl HostVpsModel {
     /// With these images.
     pub fn new(images: Images) -> Self {
-        Self { images, service: None }
+        Self {
+            images,
+            service: None,
+        }
     }
 
     fn start(&self) -> Result<Service, ModelError> {
@@ -67,35 +69,42 @@ impl HostVpsModel {
             .tempdir()
             .map_err(failed("make a directory in", &std::env::temp_dir()))?;
         let socket = directory.path().join("agent.sock");
-        let state = directory.path().join("state");
-        let templates = state.join("templates");
-        fs::create_dir_all(&templates).map_err(failed("make", &templates))?;
-        let template = templates.join(format!("{}.erofs", self.images.template_name));
-        std::os::unix::fs::symlink(&self.images.template, &template)
-            .map_err(failed("link", &template))?;
+        let mut template = OsString::from(format!("{}=", self.images.template_name));
+        template.push(&self.images.template);
         let log = directory.path().join("agent.log");
         let log_file = fs::File::create(&log).map_err(failed("create", &log))?;
         let child = Command::new(&self.images.agent)
             .arg("service")
             .arg("--socket")
             .arg(&socket)
-            .arg("--state")
-            .arg(&state)
+            .arg("--template")
+            .arg(template)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file)
             .spawn()
             .map_err(failed("start", &self.images.agent))?;
         let endpoint = Endpoint::Unix(socket);
-        let process = Process { child, endpoint: endpoint.clone() };
-        let agent = Agent::connect(ModelId::HostVps, endpoint, self.images.template_name.clone())
-            .map_err(|error| {
-                let said = fs::read_to_string(&log).unwrap_or_default();
-                let last = said.lines().last().unwrap_or("nothing").to_owned();
-                let source = std::io::Error::other(format!("{error}; the agent said: {last}"));
-                ModelError::host("use", &self.images.agent, source)
-            })?;
-        Ok(Service { agent, _process: process, _directory: directory })
+        let process = Process {
+            child,
+            endpoint: endpoint.clone(),
+        };
+        let agent = Agent::connect(
+            ModelId::HostVps,
+            endpoint,
+            self.images.template_name.clone(),
+        )
+        .map_err(|error| {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let last = said.lines().last().unwrap_or("nothing").to_owned();
+            let source = std::io::Error::other(format!("{error}; the agent said: {last}"));
+            ModelError::host("use", &self.images.agent, source)
+        })?;
+        Ok(Service {
+            agent,
+            _process: process,
+            _directory: directory,
+        })
     }
 
     fn agent(&mut self) -> Result<&mut Agent, ModelError> {

@@ -7,8 +7,12 @@
 
 mod clock;
 mod error;
+mod guest;
+mod host_vps;
 mod id;
 mod process;
+mod template;
+mod vps;
 
 use std::time::Duration;
 
@@ -16,8 +20,11 @@ use serde::{Deserialize, Serialize};
 
 pub use clock::Clock;
 pub use error::ModelError;
+pub use guest::{GuestVpsModel, MicrovmModel};
+pub use host_vps::HostVpsModel;
 pub use id::ModelId;
-pub use process::{ProcessModel, find_workload};
+pub use process::ProcessModel;
+pub use template::Images;
 
 use crate::result::Waterfall;
 
@@ -33,7 +40,6 @@ fn host_kernel() -> String {
 }
 
 /// The limits of an instance in words.
-#[allow(dead_code, reason = "used by the models with limits")]
 fn limits_in_words(how: &str) -> String {
     let limits = InstanceLimits::default();
     format!(

@@ -19,23 +19,6 @@ use crate::result::{Event, Waterfall};
 /// Most output of one program that is kept.
 const MAX_OUTPUT: usize = 64 * 1024;
 
-/// Finds the workload on the host: `$INSULA_WORKLOAD`, else beside this
-/// program, else in `PATH`.
-pub fn find_workload() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("INSULA_WORKLOAD") {
-        return Some(path.into());
-    }
-    let beside = std::env::current_exe()
-        .ok()
-        .map(|exe| exe.with_file_name(WORKLOAD));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let in_path = std::env::split_paths(&path).map(|directory| directory.join(WORKLOAD));
-    beside
-        .into_iter()
-        .chain(in_path)
-        .find(|candidate| candidate.is_file())
-}
-
 /// The baseline.
 #[derive(Debug)]
 pub struct ProcessModel {

@@ -35,7 +35,13 @@ impl Agent {
     ) -> Result<Self, ModelError> {
         let control = Client::connect_until(&endpoint, Instant::now() + PATIENCE)
             .map_err(|error| ModelError::machinery(model, "connecting to the agent", error))?;
-        Ok(Self { model, endpoint, template, control: Rc::new(RefCell::new(control)), made: 0 })
+        Ok(Self {
+            model,
+            endpoint,
+            template,
+            control: Rc::new(RefCell::new(control)),
+            made: 0,
+        })
     }
 
     /// Launches a VPS whose init idles.
@@ -49,7 +55,9 @@ impl Agent {
         let clock = Clock::start();
         {
             let mut control = self.control.borrow_mut();
-            control.vps_create(spec).map_err(|error| self.failed("creating a VPS", error))?;
+            control
+                .vps_create(spec)
+                .map_err(|error| self.failed("creating a VPS", error))?;
             if let Err(error) = control.vps_start(&name) {
                 // The first error is the one to tell.
                 let _ = control.vps_destroy(&name, true);
@@ -74,7 +82,11 @@ impl Agent {
     ) -> Result<Execution, ModelError> {
         let spec = self.spec(limits, argv.get(1..).unwrap_or_default())?;
         let name = spec.name.clone();
-        let run = Run { spec, env: Vec::new(), terminal: None };
+        let run = Run {
+            spec,
+            env: Vec::new(),
+            terminal: None,
+        };
         let clock = Clock::start();
         let client = Client::connect(&self.endpoint)
             .map_err(|error| self.failed("connecting to the agent", error))?;
@@ -91,7 +103,10 @@ impl Agent {
                 break;
             }
             if Instant::now() > deadline {
-                return Err(ModelError::Left { model: self.model, what: format!("VPS {name}") });
+                return Err(ModelError::Left {
+                    model: self.model,
+                    what: format!("VPS {name}"),
+                });
             }
             std::thread::sleep(GONE_INTERVAL);
         }
@@ -139,10 +154,15 @@ struct VpsInstance {
 
 impl VpsInstance {
     fn end(&mut self) -> Result<(), ModelError> {
-        let Some(name) = self.name.take() else { return Ok(()) };
-        self.control.borrow_mut().vps_destroy(&name, true).map_err(|error| {
-            ModelError::machinery(self.model, format!("destroying VPS {name}"), error)
-        })
+        let Some(name) = self.name.take() else {
+            return Ok(());
+        };
+        self.control
+            .borrow_mut()
+            .vps_destroy(&name, true)
+            .map_err(|error| {
+                ModelError::machinery(self.model, format!("destroying VPS {name}"), error)
+            })
     }
 }
 
@@ -160,7 +180,9 @@ impl Instance for VpsInstance {
     }
 
     fn usage(&mut self) -> Result<Usage, ModelError> {
-        let Some(name) = &self.name else { return Ok(Usage::default()) };
+        let Some(name) = &self.name else {
+            return Ok(Usage::default());
+        };
         let info = self.control.borrow_mut().vps_get(name).map_err(|error| {
             ModelError::machinery(self.model, format!("asking how VPS {name} is"), error)
         })?;
@@ -222,9 +244,10 @@ fn follow(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let message = session.next(Some(left)).map_err(|error| match error {
-            ClientError::Timeout { .. } => {
-                ModelError::Late { what: format!("a program in {model}"), within }
-            }
+            ClientError::Timeout { .. } => ModelError::Late {
+                what: format!("a program in {model}"),
+                within,
+            },
             other => ModelError::machinery(model, "running a program", other),
         })?;
         match message {
@@ -238,7 +261,12 @@ fn follow(
             Message::Stderr(bytes) => stderr.extend_from_slice(&bytes),
             Message::Exited(exit) => {
                 waterfall.set(Event::Exit, clock.elapsed_ns());
-                return Ok(Execution { exit_code: exit.shell_code(), stdout, stderr, waterfall });
+                return Ok(Execution {
+                    exit_code: exit.shell_code(),
+                    stdout,
+                    stderr,
+                    waterfall,
+                });
             }
             _ => {}
         }
