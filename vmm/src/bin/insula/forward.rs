@@ -113,7 +113,8 @@ impl Plan {
 fn utf8(argument: &OsString) -> Result<String, Failure> {
     argument.to_str().map(str::to_owned).ok_or_else(|| {
         Failure::usage(format!(
-            "the argument {argument:?} is not UTF-8, which the lab needs"
+            "the argument {} is not UTF-8, which the lab needs",
+            argument.display()
         ))
     })
 }

@@ -56,7 +56,9 @@ impl Interrupt {
         self.0.as_fd()
     }
 
-    /// A failure when a signal has come.
+    /// A failure when a signal has come. It can only be asked of one that
+    /// catches them.
+    #[allow(clippy::unused_self)]
     pub(crate) fn check(self) -> Result<(), Failure> {
         match CAME.load(Ordering::Acquire) {
             0 => Ok(()),

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match dispatch(&cli, &output) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            output.failure(&failure);
+            eprintln!("insula: {failure}");
             ExitCode::from(failure.code())
         }
     }

@@ -69,11 +69,6 @@ impl Output {
         }
     }
 
-    /// Says why the command failed.
-    pub(crate) fn failure(&self, failure: &Failure) {
-        eprintln!("insula: {failure}");
-    }
-
     /// Where builds say how far they are.
     pub(crate) fn progress(&self) -> Progress {
         if self.quiet {

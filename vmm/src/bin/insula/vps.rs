@@ -131,15 +131,14 @@ pub(crate) fn limits_of(options: &LimitOptions) -> Limits {
 }
 
 fn create(guest: &GuestChoice, spec: VpsSpec, start: bool, output: &Output) -> Outcome {
-    let endpoint = match choose(guest.guest.as_ref(), output)? {
-        Some(dir) => dir.endpoint(),
-        None => {
-            let main: Name = MAIN.parse().map_err(Failure::usage)?;
-            output.say(format!("no guest is running: starting guest {main}"));
-            let mut options = MachineOptions::default();
-            options.templates.push(spec.template.clone());
-            machine::launch(&main, &options, &Purpose::default(), output)?.endpoint()
-        }
+    let endpoint = if let Some(dir) = choose(guest.guest.as_ref(), output)? {
+        dir.endpoint()
+    } else {
+        let main: Name = MAIN.parse().map_err(Failure::usage)?;
+        output.say(format!("no guest is running: starting guest {main}"));
+        let mut options = MachineOptions::default();
+        options.templates.push(spec.template.clone());
+        machine::launch(&main, &options, &Purpose::default(), output)?.endpoint()
     };
     let mut client = Client::connect(&endpoint)?;
     let name = spec.name.clone();
@@ -170,15 +169,12 @@ fn each(
         let spinner = output.spinner(format!("VPS {name}"));
         let info = act(&mut client, name)?;
         drop(spinner);
-        match info {
-            Some(info) => {
-                output.detail(format!("VPS {name} is {}", info.state));
-                results.push(describe(&info));
-            }
-            None => {
-                output.detail(format!("VPS {name} is gone"));
-                results.push(json!({"name": name.as_str(), "state": "destroyed"}));
-            }
+        if let Some(info) = info {
+            output.detail(format!("VPS {name} is {}", info.state));
+            results.push(describe(&info));
+        } else {
+            output.detail(format!("VPS {name} is gone"));
+            results.push(json!({"name": name.as_str(), "state": "destroyed"}));
         }
     }
     let value = match results.as_slice() {
