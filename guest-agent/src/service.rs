@@ -12,8 +12,9 @@ use rustix::fs::{Mode, OFlags, open};
 use crate::machine::{Machine, MachineRoot};
 use crate::protocol::{Code, Failure, Name};
 use crate::server::{Agent, Listener, Setup, failure, log};
-use crate::supervisor::{Supervisor, Templates};
-use crate::vps::{EngineConfig, TemplateSource, own_mounts};
+use crate::supervisor::{Supervisor, Templates, remove_cgroups};
+use crate::vps::place::on_initramfs;
+use crate::vps::{EngineConfig, TemplateSource, leave_initramfs, own_mounts};
 
 const USAGE: &str = "\
 Usage: insula-agent service (--socket PATH | --listen tcp:ADDR:PORT --token-file FILE) [OPTION]...
@@ -127,6 +128,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
 
 fn serve(options: Options) -> Result<(), String> {
     let listeners = listen(&options)?;
+    let own_cgroup = options.cgroup.is_none().then(|| default_cgroup(&options));
     let (machine, supervisor) = partition(options);
     match &supervisor {
         Err(why) if why.code != Code::Unsupported => {
@@ -187,6 +189,9 @@ fn partition(mut options: Options) -> (Machine, Result<Supervisor, Failure>) {
         .unwrap_or_else(|| default_cgroup(&options));
     let supervisor = check_cgroups(&cgroup_root).and_then(|()| {
         own_mounts().map_err(|e| failure(Code::Internal, format!("{e}; VPSs need root")))?;
+        if on_initramfs().unwrap_or(false) {
+            leave_initramfs().map_err(|e| failure(Code::Internal, e.to_string()))?;
+        }
         options.templates.mount_dir = mount_directory(&options)?;
         let config = EngineConfig {
             state_dir: options.state.clone(),

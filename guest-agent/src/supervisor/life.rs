@@ -13,8 +13,6 @@ const REBOOT_WINDOW: u64 = 60 * SECOND;
 const ASK_EVERY: u64 = SECOND;
 /// Between two looks whether a young init handles the signal by now.
 const LOOK_EVERY: u64 = SECOND / 20;
-/// An init that handles no stop signal at this age never will.
-const GROWN_UP: u64 = 5 * SECOND;
 
 /// Where a VPS is in its life. Times are nanoseconds since the kernel booted.
 #[derive(Debug)]
@@ -140,8 +138,9 @@ impl Life {
     }
 
     /// What to do now, while it is to stop. `handles`: whether its init
-    /// handles the signal that asks it.
-    pub(crate) fn stop_step(&mut self, now: u64, handles: bool) -> StopStep {
+    /// handles the signal that asks it; `grown_up`: the age at which one that
+    /// does not never will.
+    pub(crate) fn stop_step(&mut self, now: u64, handles: bool, grown_up: u64) -> StopStep {
         let age = now.saturating_sub(self.started_at);
         let Some(stop) = &mut self.stop else {
             return StopStep::Wait;
@@ -149,7 +148,7 @@ impl Life {
         if stop.killed {
             return StopStep::Wait;
         }
-        let deaf = !handles && age >= GROWN_UP;
+        let deaf = !handles && age >= grown_up;
         if now >= stop.deadline || deaf {
             stop.killed = true;
             return StopStep::Kill;
@@ -287,14 +286,14 @@ mod tests {
         let begin = 10 * SECOND;
         life.stop(begin, 2500, false);
         assert_eq!(life.state(), VpsState::Stopping);
-        assert_eq!(life.stop_step(begin, true), StopStep::Ask);
+        assert_eq!(life.stop_step(begin, true, 5 * SECOND), StopStep::Ask);
         assert_eq!(life.next_step(), Some(begin + SECOND));
-        assert_eq!(life.stop_step(begin + SECOND / 2, true), StopStep::Wait);
-        assert_eq!(life.stop_step(begin + SECOND, true), StopStep::Ask);
-        assert_eq!(life.stop_step(begin + 2 * SECOND, true), StopStep::Ask);
+        assert_eq!(life.stop_step(begin + SECOND / 2, true, 5 * SECOND), StopStep::Wait);
+        assert_eq!(life.stop_step(begin + SECOND, true, 5 * SECOND), StopStep::Ask);
+        assert_eq!(life.stop_step(begin + 2 * SECOND, true, 5 * SECOND), StopStep::Ask);
         assert_eq!(life.next_step(), Some(begin + SECOND * 5 / 2));
-        assert_eq!(life.stop_step(begin + SECOND * 5 / 2, true), StopStep::Kill);
-        assert_eq!(life.stop_step(begin + 9 * SECOND, true), StopStep::Wait);
+        assert_eq!(life.stop_step(begin + SECOND * 5 / 2, true, 5 * SECOND), StopStep::Kill);
+        assert_eq!(life.stop_step(begin + 9 * SECOND, true, 5 * SECOND), StopStep::Wait);
         assert_eq!(life.next_step(), None);
         assert_eq!(
             life.ended(begin + 9 * SECOND, Exit::Signal(9), ALLOW),
@@ -306,13 +305,13 @@ mod tests {
     fn an_init_that_is_deaf_is_killed_and_a_young_one_is_waited_for() {
         let mut life = running(0);
         life.stop(6 * SECOND, 30_000, false);
-        assert_eq!(life.stop_step(6 * SECOND, false), StopStep::Kill);
+        assert_eq!(life.stop_step(6 * SECOND, false, 5 * SECOND), StopStep::Kill);
 
         let mut life = running(0);
         life.stop(SECOND, 30_000, false);
-        assert_eq!(life.stop_step(SECOND, false), StopStep::Wait);
+        assert_eq!(life.stop_step(SECOND, false, 5 * SECOND), StopStep::Wait);
         assert_eq!(life.next_step(), Some(SECOND + LOOK_EVERY));
-        assert_eq!(life.stop_step(SECOND + LOOK_EVERY, true), StopStep::Ask);
+        assert_eq!(life.stop_step(SECOND + LOOK_EVERY, true, 5 * SECOND), StopStep::Ask);
     }
 
     #[test]
@@ -322,7 +321,7 @@ mod tests {
         assert_eq!(life.ended(2, Exit::Reboot, ALLOW), After::Down);
         life.started(3);
         life.stop(4, 0, true);
-        assert_eq!(life.stop_step(4, true), StopStep::Kill);
+        assert_eq!(life.stop_step(4, true, 5 * SECOND), StopStep::Kill);
         assert_eq!(life.ended(5, Exit::Signal(9), ALLOW), After::Restart);
     }
 
@@ -331,11 +330,11 @@ mod tests {
         let mut life = running(0);
         life.stop(0, 10_000, false);
         life.stop(SECOND, 60_000, false);
-        assert_eq!(life.stop_step(10 * SECOND, true), StopStep::Kill);
+        assert_eq!(life.stop_step(10 * SECOND, true, 5 * SECOND), StopStep::Kill);
         let mut life = running(0);
         life.stop(0, 10_000, true);
         life.stop(SECOND, 0, false);
-        assert_eq!(life.stop_step(SECOND, true), StopStep::Kill);
+        assert_eq!(life.stop_step(SECOND, true, 5 * SECOND), StopStep::Kill);
         assert_eq!(life.ended(SECOND, Exit::Signal(9), ALLOW), After::Down);
     }
 }

@@ -39,6 +39,11 @@ const CLEAR_EVERY: u64 = 20 * MS;
 /// or never.
 const CLEAR_ATTEMPTS: u32 = 500;
 
+/// An init command that handles no stop signal at this age never will …
+const COMMAND_GROWN_UP: u64 = 1_000 * MS;
+/// … and a template's init, which has more to do first, at this.
+const TEMPLATE_GROWN_UP: u64 = 10_000 * MS;
+
 /// Where templates come from.
 #[derive(Debug, Clone, Default)]
 pub struct Templates {
@@ -655,7 +660,11 @@ impl Supervisor {
         let pid = running.init.pid;
         let ask = vps::exit::signal_for_stop(&record.vps.spec.init, handled_signals(pid));
         let handles = !ask.needs_handler || handled_signals(pid) & (1 << (ask.signal - 1)) != 0;
-        let step = record.life.stop_step(now(), handles);
+        let grown_up = match record.vps.spec.init {
+            Init::Command(_) => COMMAND_GROWN_UP,
+            Init::Template => TEMPLATE_GROWN_UP,
+        };
+        let step = record.life.stop_step(now(), handles, grown_up);
         match step {
             // An init that has just ended is about to be reaped.
             StopStep::Ask => drop(sys::kill(pid, ask.signal)),
@@ -857,7 +866,8 @@ fn clear_cgroups(root: &Path, troubles: &mut Vec<String>) {
     }
 }
 
-fn remove_cgroups(path: &Path) -> io::Result<()> {
+/// Removes a cgroup and those below it, which must be empty of processes.
+pub(crate) fn remove_cgroups(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)?.flatten() {
         if entry.file_type()?.is_dir() {
             remove_cgroups(&entry.path())?;
