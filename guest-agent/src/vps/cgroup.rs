@@ -118,15 +118,6 @@ fn field(text: &str, key: &str) -> Option<u64> {
     })
 }
 
-/// The cgroups of one VPS.
-#[derive(Debug)]
-pub(crate) struct Cgroup {
-    /// With the limits.
-    pub(crate) outer: OwnedFd,
-    /// Where its processes start: the delegated part, or the same.
-    pub(crate) payload: OwnedFd,
-}
-
 /// The cgroup below which all VPSs live.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
@@ -196,14 +187,15 @@ impl Cgroups {
         Error::system(op, self.path.join(name).display().to_string())
     }
 
-    /// Makes a VPS's cgroups, with its limits in force. With `owner`, a part
+    /// Makes a VPS's cgroups, with its limits in force, and opens the one where
+    /// its processes start. With `owner`, a part
     /// of them is that VPS's root's to divide.
     pub(crate) fn create(
         &self,
         name: &str,
         limits: &Limits,
         owner: Option<IdRange>,
-    ) -> Result<Cgroup, Error> {
+    ) -> Result<OwnedFd, Error> {
         match rustix::fs::mkdirat(&self.root, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             // Left by an agent that was killed: empty, or it could not be reused.
@@ -219,7 +211,7 @@ impl Cgroups {
         })
     }
 
-    fn fill(&self, name: &str, limits: &Limits, owner: Option<IdRange>) -> Result<Cgroup, Error> {
+    fn fill(&self, name: &str, limits: &Limits, owner: Option<IdRange>) -> Result<OwnedFd, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
         for (file, text) in limit_files(limits) {
             match write(&outer, file, &text) {
@@ -237,10 +229,7 @@ impl Cgroups {
             }
         }
         let Some(owner) = owner else {
-            let payload = outer
-                .try_clone()
-                .map_err(Error::io("duplicate cgroup", name))?;
-            return Ok(Cgroup { outer, payload });
+            return Ok(outer);
         };
         enable(&outer, CONTROLLERS).map_err(self.error("enable controllers of cgroup", name))?;
         for (file, text) in [
@@ -259,19 +248,16 @@ impl Cgroups {
                 Err(errno) => return Err(self.error("delegate cgroup", name)(errno)),
             }
         }
-        Ok(Cgroup { outer, payload })
+        Ok(payload)
     }
 
-    /// Opens the cgroups of a VPS that runs.
-    pub(crate) fn open(&self, name: &str) -> Result<Cgroup, Error> {
+    /// Opens the cgroup where processes of a VPS that runs start.
+    pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
-        let payload = match open(&outer, PAYLOAD) {
-            Err(Errno::NOENT) => outer
-                .try_clone()
-                .map_err(Error::io("duplicate cgroup", name))?,
-            other => other.map_err(self.error("open payload of cgroup", name))?,
-        };
-        Ok(Cgroup { outer, payload })
+        match open(&outer, PAYLOAD) {
+            Err(Errno::NOENT) => Ok(outer),
+            other => other.map_err(self.error("open payload of cgroup", name)),
+        }
     }
 
     /// The cgroup that process `pid`, of that VPS, is in: for sessions of a
@@ -286,7 +272,7 @@ impl Cgroups {
             .and_then(|path| path.split_once(&format!("/{name}/{PAYLOAD}/")))
             .map(|(_, inside)| inside.to_owned())
             .ok_or_else(|| Error::Invalid(format!("VPS {name} left its cgroup")))?;
-        let payload = self.open(name)?.payload;
+        let payload = self.open(name)?;
         open(&payload, inside.as_str()).map_err(self.error("open a cgroup in", name))
     }
 

@@ -22,7 +22,7 @@ impl IdRange {
     /// # Errors
     /// `base` is not aligned, or outside what VPSs may have.
     pub fn new(base: u32) -> Result<Self, Error> {
-        if base % RANGE == 0 && (FIRST..END).contains(&base) {
+        if base.is_multiple_of(RANGE) && (FIRST..END).contains(&base) {
             Ok(Self(base))
         } else {
             Err(Error::Invalid(format!(

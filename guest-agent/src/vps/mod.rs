@@ -13,6 +13,7 @@
 mod cgroup;
 pub mod engine;
 pub mod error;
+mod exec;
 pub mod exit;
 mod files;
 mod handshake;
@@ -22,18 +23,21 @@ mod launch;
 mod loop_device;
 mod mounts;
 pub mod place;
+pub mod process;
 mod raw;
 mod root;
 mod seccomp;
 mod session;
+mod start;
 pub mod step;
 pub mod template;
 mod users;
 
-pub use engine::{Engine, EngineConfig, Io, Process, Running, Start, Vps};
+pub use engine::{Engine, EngineConfig, Io, Running, Start, Vps};
 pub use error::Error;
 pub use idmap::IdRange;
 pub use place::{leave_initramfs, own_mounts};
+pub use process::Process;
 pub use step::Step;
 pub use template::{Template, TemplateSource};
 

@@ -143,7 +143,9 @@ mod tests {
         data.extend(number.to_le_bytes());
         data.extend(arch.to_le_bytes());
         data.extend(0u64.to_le_bytes());
-        args.iter().for_each(|arg| data.extend(arg.to_le_bytes()));
+        for arg in args {
+            data.extend(arg.to_le_bytes());
+        }
         let program = program();
         let (mut at, mut a) = (0usize, 0u32);
         loop {
