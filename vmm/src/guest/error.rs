@@ -113,10 +113,12 @@ pub struct StartFailure {
 
 impl StartFailure {
     fn tail(&self) -> String {
-        if self.console.is_empty() {
-            "\nThe console is empty.".to_owned()
-        } else {
-            format!("\nLast lines of the console:\n{}", self.console)
+        let has_run = !matches!(self.ended, Ended::Configuration | Ended::Vmm);
+        match (self.console.is_empty(), has_run) {
+            (false, _) => format!("\nLast lines of the console:\n{}", self.console),
+            (true, true) => "\nThe console is empty.".to_owned(),
+            // It did not come to printing anything.
+            (true, false) => String::new(),
         }
     }
 }

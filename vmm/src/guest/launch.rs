@@ -37,7 +37,7 @@ const BASE_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes of the console that are shown of a guest that did not come up.
-const TAIL: usize = 2048;
+const TAIL: usize = 4096;
 
 /// Longest line on the ready pipe.
 const MAX_READY_LINE: u64 = 64 * 1024;

@@ -397,7 +397,16 @@ fn tail(path: &Path, limit: usize) -> String {
     let Ok(bytes) = fs::read(path) else {
         return String::new();
     };
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(limit)..]);
+    let mut last = &bytes[bytes.len().saturating_sub(limit)..];
+    if last.len() < bytes.len() {
+        // Whole lines only.
+        let cut = last
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        last = &last[cut..];
+    }
+    let text = String::from_utf8_lossy(last);
     let clean: String = text
         .chars()
         .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')

@@ -102,12 +102,21 @@ impl Drop for Spinner {
     }
 }
 
+/// A window narrower than this is no help in laying out a table.
+const LEAST_WIDTH: u16 = 60;
+
 /// A table with this head.
 pub(crate) fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
+    // Lines are broken for a person's window only, and if it is worth one.
+    let fits = table.is_tty() && table.width().is_some_and(|width| width >= LEAST_WIDTH);
     table
         .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_content_arrangement(if fits {
+            ContentArrangement::Dynamic
+        } else {
+            ContentArrangement::Disabled
+        })
         .set_header(head.iter().map(|word| word.to_uppercase()));
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));
