@@ -145,9 +145,13 @@ fn serve(options: Options) -> Result<(), String> {
     })
     .map_err(|e| format!("cannot wait for events: {e}"))?;
     agent.autostart();
-    agent
-        .run()
-        .map_err(|e| format!("cannot wait for events: {e}"))
+    let served = agent.run();
+    drop(agent);
+    if let Some(cgroup) = own_cgroup {
+        // It is not there when there were no VPSs.
+        let _ = remove_cgroups(&cgroup);
+    }
+    served.map_err(|e| format!("cannot wait for events: {e}"))
 }
 
 fn listen(options: &Options) -> Result<Vec<Listener>, String> {

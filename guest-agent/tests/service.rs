@@ -21,7 +21,10 @@ fn output_error_and_exit_code_arrive() {
     let service = Service::start();
     let got = service.capture(&["sh", "-c", "echo out; echo err >&2; exit 7"], b"");
     assert_eq!(got.exit, Exit::Code(7));
-    assert_eq!((&got.stdout[..], &got.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (&got.stdout[..], &got.stderr[..]),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
     let got = service.capture(&["sh", "-c", "kill -9 $$"], b"");
     assert_eq!(got.exit, Exit::Signal(9));
 }
@@ -32,7 +35,12 @@ fn large_input_and_output_pass_whole() {
     let input: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
     let got = service.capture(&["cat"], &input);
     assert_eq!(got.exit, Exit::Code(0));
-    assert!(got.stdout == input, "{} bytes of {}", got.stdout.len(), input.len());
+    assert!(
+        got.stdout == input,
+        "{} bytes of {}",
+        got.stdout.len(),
+        input.len()
+    );
 }
 
 #[test]
@@ -49,11 +57,19 @@ fn programs_that_cannot_be_executed_are_told_apart() {
     for (argv, code, shell) in [
         ("no-such-program", Code::CommandNotFound, 127),
         ("/no/such/program", Code::CommandNotFound, 127),
-        (service.path("plain").to_str().unwrap(), Code::CommandNotExecutable, 126),
+        (
+            service.path("plain").to_str().unwrap(),
+            Code::CommandNotExecutable,
+            126,
+        ),
         ("/", Code::CommandNotExecutable, 126),
     ] {
         let error = service.exec(&[argv]).capture(b"", LONG).unwrap_err();
-        assert_eq!((error.code(), error.shell_code()), (Some(code), Some(shell)), "{error}");
+        assert_eq!(
+            (error.code(), error.shell_code()),
+            (Some(code), Some(shell)),
+            "{error}"
+        );
         assert!(error.to_string().contains(argv), "{error}");
     }
     let error = service.exec(&[]).capture(b"", LONG).unwrap_err();
@@ -63,7 +79,11 @@ fn programs_that_cannot_be_executed_are_told_apart() {
 #[test]
 fn environment_and_directory_are_set() {
     let service = Service::start();
-    let mut request = exec(&["sh", "-c", "pwd; echo $GREETING; echo ${HOME:+home}; ls /proc/self/fd"]);
+    let mut request = exec(&[
+        "sh",
+        "-c",
+        "pwd; echo $GREETING; echo ${HOME:+home}; ls /proc/self/fd",
+    ]);
     request.env = vec!["GREETING=hello there".into()];
     request.cwd = Some("/usr".into());
     let got = service.client().exec(request).capture(b"", LONG).unwrap();
@@ -73,11 +93,19 @@ fn environment_and_directory_are_set() {
 
     let mut request = exec(&["true"]);
     request.cwd = Some("/no/such".into());
-    let error = service.client().exec(request).capture(b"", LONG).unwrap_err();
+    let error = service
+        .client()
+        .exec(request)
+        .capture(b"", LONG)
+        .unwrap_err();
     assert!(error.to_string().contains("/no/such"), "{error}");
     let mut request = exec(&["true"]);
     request.user = Some("no-such-user".into());
-    let error = service.client().exec(request).capture(b"", LONG).unwrap_err();
+    let error = service
+        .client()
+        .exec(request)
+        .capture(b"", LONG)
+        .unwrap_err();
     assert!(error.to_string().contains("no-such-user"), "{error}");
 }
 
@@ -89,7 +117,9 @@ fn signals_reach_the_process_even_behind_unread_input() {
     while session.window() > 0 {
         session.send_stdin(&[0; 65536]);
     }
-    session.send(Message::Signal(Signal { signal: libc::SIGTERM as u8 }));
+    session.send(Message::Signal(Signal {
+        signal: libc::SIGTERM as u8,
+    }));
     loop {
         if let Message::Exited(exit) = session.next(Some(LONG)).unwrap() {
             assert_eq!(exit, Exit::Signal(libc::SIGTERM as u8));
@@ -105,17 +135,29 @@ fn a_client_that_goes_hangs_its_process_up() {
     let pid = session.started(LONG).unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     drop(session);
-    eventually("the end of the process", || !Path::new(&format!("/proc/{pid}")).exists());
+    eventually("the end of the process", || {
+        !Path::new(&format!("/proc/{pid}")).exists()
+    });
 }
 
 #[test]
 fn a_terminal_has_a_size_echoes_and_ends() {
     let service = Service::start();
-    let mut request = exec(&["sh", "-c", "stty size; read x; stty size; echo got $x; exit 3"]);
-    request.terminal = Some(Terminal { rows: 33, columns: 77 });
+    let mut request = exec(&[
+        "sh",
+        "-c",
+        "stty size; read x; stty size; echo got $x; exit 3",
+    ]);
+    request.terminal = Some(Terminal {
+        rows: 33,
+        columns: 77,
+    });
     let mut session = service.client().exec(request);
     read_until(&mut session, "33 77");
-    let terminal = Terminal { rows: 44, columns: 99 };
+    let terminal = Terminal {
+        rows: 44,
+        columns: 99,
+    };
     session.send(Message::Resize(Resize { terminal }));
     session.send_stdin(b"word\n");
     let output = read_until(&mut session, "got word\r\n");
@@ -134,7 +176,11 @@ fn the_end_comes_although_a_child_keeps_the_output_open() {
     let begin = Instant::now();
     let got = service.capture(&["sh", "-c", "sleep 5 & echo done"], b"");
     assert_eq!((got.exit, &got.stdout[..]), (Exit::Code(0), &b"done\n"[..]));
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]
@@ -144,18 +190,26 @@ fn many_sessions_at_once_and_one_that_does_not_read() {
     stuck.started(LONG).unwrap();
     let sessions: Vec<_> = (0..60)
         .map(|n| {
-            let mut session = service.exec(&["sh", "-c", &format!("sleep 0.1; echo {n}; exit {n}")]);
+            let mut session =
+                service.exec(&["sh", "-c", &format!("sleep 0.1; echo {n}; exit {n}")]);
             session.started(LONG).unwrap();
             session
         })
         .collect();
     for (session, n) in sessions.into_iter().zip(0u8..) {
         let got = session.capture(b"", LONG).unwrap();
-        assert_eq!((got.exit, got.stdout), (Exit::Code(n), format!("{n}\n").into_bytes()));
+        assert_eq!(
+            (got.exit, got.stdout),
+            (Exit::Code(n), format!("{n}\n").into_bytes())
+        );
     }
     // The service holds no more of the stuck one's output than it may.
     let info = service.client().info().unwrap();
-    assert!(info.agent_resident_bytes < 32 << 20, "{}", info.agent_resident_bytes);
+    assert!(
+        info.agent_resident_bytes < 32 << 20,
+        "{}",
+        info.agent_resident_bytes
+    );
 }
 
 #[test]
@@ -173,16 +227,31 @@ fn files_are_put_and_got() {
     let service = Service::start();
     let data: Vec<u8> = (0..5_000_000u32).map(|n| (n % 253) as u8).collect();
     let target = service.path("deep/er/file");
-    let sent = service.client().put(&mut &data[..], target.to_str().unwrap(), 0o755).unwrap();
+    let sent = service
+        .client()
+        .put(&mut &data[..], target.to_str().unwrap(), 0o755)
+        .unwrap();
     assert_eq!(sent, 5_000_000);
     assert!(std::fs::read(&target).unwrap() == data);
     let copy = service.path("copy");
-    assert_eq!(service.client().get_file(target.to_str().unwrap(), &copy).unwrap(), 5_000_000);
+    assert_eq!(
+        service
+            .client()
+            .get_file(target.to_str().unwrap(), &copy)
+            .unwrap(),
+        5_000_000
+    );
     assert!(std::fs::read(&copy).unwrap() == data);
 
-    let error = service.client().get("/no/such/file", &mut Vec::new()).unwrap_err();
+    let error = service
+        .client()
+        .get("/no/such/file", &mut Vec::new())
+        .unwrap_err();
     assert_eq!(error.code(), Some(Code::NotFound));
-    let error = service.client().put(&mut &data[..], "/proc/file", 0o644).unwrap_err();
+    let error = service
+        .client()
+        .put(&mut &data[..], "/proc/file", 0o644)
+        .unwrap_err();
     assert!(error.to_string().contains("/proc/file"), "{error}");
 }
 
@@ -193,12 +262,19 @@ fn a_broken_upload_leaves_nothing() {
     impl Read for Torn {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
             self.0 += 1;
-            if self.0 > 3 { Err(std::io::Error::other("torn")) } else { Ok(buffer.len()) }
+            if self.0 > 3 {
+                Err(std::io::Error::other("torn"))
+            } else {
+                Ok(buffer.len())
+            }
         }
     }
     let directory = service.path("uploads");
     let target = directory.join("file");
-    let error = service.client().put(&mut Torn(0), target.to_str().unwrap(), 0o644).unwrap_err();
+    let error = service
+        .client()
+        .put(&mut Torn(0), target.to_str().unwrap(), 0o644)
+        .unwrap_err();
     assert!(matches!(error, ClientError::Local { .. }), "{error}");
     eventually("the removal of the half file", || {
         std::fs::read_dir(&directory).is_ok_and(|entries| entries.count() == 0)
@@ -210,7 +286,11 @@ fn garbage_ends_its_connection_and_nothing_else() {
     use std::io::Write;
     let service = Service::start();
     service.client().ping().unwrap();
-    for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 64], &[5, 0, 0, 0, 99, 0, 0, 0, 0]] {
+    for garbage in [
+        &b"GET / HTTP/1.0\r\n\r\n"[..],
+        &[0xff; 64],
+        &[5, 0, 0, 0, 99, 0, 0, 0, 0],
+    ] {
         let mut raw = UnixStream::connect(service.path("agent.sock")).unwrap();
         raw.write_all(garbage).unwrap();
         raw.set_read_timeout(Some(LONG)).unwrap();
@@ -222,7 +302,11 @@ fn garbage_ends_its_connection_and_nothing_else() {
 
 #[test]
 fn tcp_wants_the_token() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let service = Service::start_with(|directory| {
         let token = directory.join("token");
         std::fs::write(&token, "sesame\n").unwrap();
@@ -240,17 +324,24 @@ fn tcp_wants_the_token() {
         let error = Client::connect(&endpoint(wrong)).unwrap_err();
         assert_eq!(error.code(), Some(Code::Denied), "{error}");
     }
-    let got = Client::connect(&endpoint(b"sesame")).unwrap().exec(exec(&["echo", "hi"]));
+    let got = Client::connect(&endpoint(b"sesame"))
+        .unwrap()
+        .exec(exec(&["echo", "hi"]));
     assert_eq!(got.capture(b"", LONG).unwrap().stdout, b"hi\n");
 }
 
 #[test]
 fn a_service_without_templates_says_so_and_ends_when_told() {
     let mut service = Service::start();
-    let error = service.client().vps_get(&Name::new("web").unwrap()).unwrap_err();
+    let error = service
+        .client()
+        .vps_get(&Name::new("web").unwrap())
+        .unwrap_err();
     assert_eq!(error.code(), Some(Code::Unsupported), "{error}");
     assert!(service.client().vps_list().unwrap().is_empty());
-    let request = Message::VpsStart(VpsNamed { name: Name::new("web").unwrap() });
+    let request = Message::VpsStart(VpsNamed {
+        name: Name::new("web").unwrap(),
+    });
     assert!(service.client().request(request).is_err());
     service.client().power_off().unwrap();
     assert!(service.child.wait().unwrap().success());

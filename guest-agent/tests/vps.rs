@@ -55,13 +55,18 @@ impl Service {
     }
 
     fn sh(&self, vps: &str, script: &str) -> Captured {
-        self.client().exec(in_vps(vps, script)).capture(b"", LONG).unwrap()
+        self.client()
+            .exec(in_vps(vps, script))
+            .capture(b"", LONG)
+            .unwrap()
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Ok(mut client) = Client::connect(&Endpoint::Unix(self.directory.path().join("agent.sock"))) {
+        if let Ok(mut client) =
+            Client::connect(&Endpoint::Unix(self.directory.path().join("agent.sock")))
+        {
             let _ = client.power_off();
             let _ = self.child.wait();
         }
@@ -71,7 +76,10 @@ impl Drop for Service {
 }
 
 fn in_vps(vps: &str, script: &str) -> Exec {
-    Exec { target: Target::Vps(name(vps)), ..exec(&["sh", "-c", script]) }
+    Exec {
+        target: Target::Vps(name(vps)),
+        ..exec(&["sh", "-c", script])
+    }
 }
 
 fn name(text: &str) -> Name {
@@ -95,29 +103,49 @@ fn spec(vps: &str) -> VpsSpec {
 fn a_vps_lives_and_leaves_nothing() {
     let service = Service::start();
     let mut limited = spec("web");
-    limited.limits = Limits { memory_bytes: Some(64 << 20), pids: Some(50), ..Limits::default() };
+    limited.limits = Limits {
+        memory_bytes: Some(64 << 20),
+        pids: Some(50),
+        ..Limits::default()
+    };
     service.up(limited);
     let got = service.sh("web", "hostname; id -u; cat; exit 9");
-    assert_eq!((got.exit, &got.stdout[..]), (Exit::Code(9), &b"web\n0\n"[..]));
+    assert_eq!(
+        (got.exit, &got.stdout[..]),
+        (Exit::Code(9), &b"web\n0\n"[..])
+    );
     let error = service.client().vps_create(spec("web")).unwrap_err();
     assert_eq!(error.code(), Some(Code::Exists));
     let error = service.client().vps_start(&name("web")).unwrap_err();
     assert_eq!(error.code(), Some(Code::State));
-    let error = service.client().vps_destroy(&name("web"), false).unwrap_err();
+    let error = service
+        .client()
+        .vps_destroy(&name("web"), false)
+        .unwrap_err();
     assert_eq!(error.code(), Some(Code::State));
     let info = service.client().vps_get(&name("web")).unwrap();
     assert_eq!((info.state, info.boot_count), (VpsState::Running, 1));
     assert!(info.usage.unwrap().memory_bytes > 0);
 
     let begin = Instant::now();
-    let info = service.client().vps_stop(&name("web"), Duration::from_secs(10)).unwrap();
+    let info = service
+        .client()
+        .vps_stop(&name("web"), Duration::from_secs(10))
+        .unwrap();
     assert_eq!(info.state, VpsState::Stopped);
-    println!("stopped after {:?} by {:?}", begin.elapsed(), info.last_exit);
+    println!(
+        "stopped after {:?} by {:?}",
+        begin.elapsed(),
+        info.last_exit
+    );
     service.client().vps_destroy(&name("web"), false).unwrap();
     let error = service.client().vps_get(&name("web")).unwrap_err();
     assert_eq!(error.code(), Some(Code::NotFound));
     eventually("the removal of its files", || {
-        fs::read_dir(service.directory.path().join("state/vps")).unwrap().count() == 0
+        fs::read_dir(service.directory.path().join("state/vps"))
+            .unwrap()
+            .count()
+            == 0
     });
 }
 
@@ -131,7 +159,11 @@ fn a_reboot_comes_back_a_halt_stays_down_and_neighbours_go_on() {
     let before = service.client().vps_get(&name("db")).unwrap();
     // The session dies with the VPS.
     let got = service.sh("web", "reboot -f; sleep 100");
-    assert!(matches!(got.exit, Exit::Signal(9) | Exit::Code(_)), "{:?}", got.exit);
+    assert!(
+        matches!(got.exit, Exit::Signal(9) | Exit::Code(_)),
+        "{:?}",
+        got.exit
+    );
     eventually("the return of web", || {
         let info = service.client().vps_get(&name("web")).unwrap();
         info.state == VpsState::Running && info.boot_count == 2
@@ -148,7 +180,10 @@ fn a_reboot_comes_back_a_halt_stays_down_and_neighbours_go_on() {
     assert_eq!((info.last_exit, info.boot_count), (Some(Exit::Halt), 2));
 
     let after = service.client().vps_get(&name("db")).unwrap();
-    assert_eq!((before.init_pid, before.boot_count), (after.init_pid, after.boot_count));
+    assert_eq!(
+        (before.init_pid, before.boot_count),
+        (after.init_pid, after.boot_count)
+    );
     assert!(after.uptime_ms >= before.uptime_ms);
 
     let mut seen = Vec::new();
@@ -174,7 +209,11 @@ fn a_reboot_comes_back_a_halt_stays_down_and_neighbours_go_on() {
 fn a_reboot_storm_ends_in_failure() {
     let service = Service::start();
     let mut storm = spec("storm");
-    storm.init = Init::Command(["sh", "-c", "sleep 0.2; reboot -f"].map(Into::into).to_vec());
+    storm.init = Init::Command(
+        ["sh", "-c", "sleep 0.2; reboot -f"]
+            .map(Into::into)
+            .to_vec(),
+    );
     service.up(storm);
     eventually("the failure", || {
         service.client().vps_get(&name("storm")).unwrap().state == VpsState::Failed
@@ -212,12 +251,23 @@ fn runs_pass_streams_and_codes_and_go_with_their_client() {
         terminal: None,
     };
     let script = ["sh", "-c", "cat; echo $GREETING >&2; exit 7"];
-    let got = service.client().run(run(&script)).capture(b"input", LONG).unwrap();
+    let got = service
+        .client()
+        .run(run(&script))
+        .capture(b"input", LONG)
+        .unwrap();
     assert_eq!(got.exit, Exit::Code(7));
-    assert_eq!((&got.stdout[..], &got.stderr[..]), (&b"input"[..], &b"hello\n"[..]));
+    assert_eq!(
+        (&got.stdout[..], &got.stderr[..]),
+        (&b"input"[..], &b"hello\n"[..])
+    );
     assert!(service.client().vps_list().unwrap().is_empty());
 
-    let error = service.client().run(run(&["no-such"])).capture(b"", LONG).unwrap_err();
+    let error = service
+        .client()
+        .run(run(&["no-such"]))
+        .capture(b"", LONG)
+        .unwrap_err();
     assert_eq!(error.code(), Some(Code::CommandNotFound), "{error}");
     assert!(service.client().vps_list().unwrap().is_empty());
 
@@ -225,10 +275,15 @@ fn runs_pass_streams_and_codes_and_go_with_their_client() {
     session.started(LONG).unwrap();
     assert_eq!(service.client().vps_list().unwrap().len(), 1);
     drop(session);
-    eventually("the end of the run", || service.client().vps_list().unwrap().is_empty());
+    eventually("the end of the run", || {
+        service.client().vps_list().unwrap().is_empty()
+    });
 
     let mut on_terminal = run(&["sh", "-c", "tty; read x; echo got $x; exit 4"]);
-    on_terminal.terminal = Some(Terminal { rows: 20, columns: 60 });
+    on_terminal.terminal = Some(Terminal {
+        rows: 20,
+        columns: 60,
+    });
     let mut session = service.client().run(on_terminal);
     read_until(&mut session, "/dev/");
     session.send_stdin(b"word\n");
@@ -246,7 +301,11 @@ fn runs_pass_streams_and_codes_and_go_with_their_client() {
 fn a_console_shows_what_was_and_takes_input() {
     let service = Service::start();
     let mut shell = spec("web");
-    shell.init = Init::Command(["sh", "-c", "echo booted; exec sh"].map(Into::into).to_vec());
+    shell.init = Init::Command(
+        ["sh", "-c", "echo booted; exec sh"]
+            .map(Into::into)
+            .to_vec(),
+    );
     service.up(shell);
     std::thread::sleep(Duration::from_millis(300));
     let mut console = service.client().console(&name("web"));
@@ -270,7 +329,12 @@ fn an_agent_that_was_killed_is_cleaned_up_after() {
         terminal: None,
     });
     session.started(LONG).unwrap();
-    let pid = service.client().vps_get(&name("web")).unwrap().init_pid.unwrap();
+    let pid = service
+        .client()
+        .vps_get(&name("web"))
+        .unwrap()
+        .init_pid
+        .unwrap();
     service.child.kill().unwrap();
     service.child.wait().unwrap();
     drop(session);
@@ -294,7 +358,10 @@ fn an_agent_that_was_killed_is_cleaned_up_after() {
 fn restart_and_forced_destruction() {
     let service = Service::start();
     service.up(spec("web"));
-    let info = service.client().vps_restart(&name("web"), Duration::ZERO).unwrap();
+    let info = service
+        .client()
+        .vps_restart(&name("web"), Duration::ZERO)
+        .unwrap();
     assert_eq!((info.state, info.boot_count), (VpsState::Running, 2));
     service.client().vps_destroy(&name("web"), true).unwrap();
     assert!(service.client().vps_list().unwrap().is_empty());

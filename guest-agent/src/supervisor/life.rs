@@ -288,12 +288,27 @@ mod tests {
         assert_eq!(life.state(), VpsState::Stopping);
         assert_eq!(life.stop_step(begin, true, 5 * SECOND), StopStep::Ask);
         assert_eq!(life.next_step(), Some(begin + SECOND));
-        assert_eq!(life.stop_step(begin + SECOND / 2, true, 5 * SECOND), StopStep::Wait);
-        assert_eq!(life.stop_step(begin + SECOND, true, 5 * SECOND), StopStep::Ask);
-        assert_eq!(life.stop_step(begin + 2 * SECOND, true, 5 * SECOND), StopStep::Ask);
+        assert_eq!(
+            life.stop_step(begin + SECOND / 2, true, 5 * SECOND),
+            StopStep::Wait
+        );
+        assert_eq!(
+            life.stop_step(begin + SECOND, true, 5 * SECOND),
+            StopStep::Ask
+        );
+        assert_eq!(
+            life.stop_step(begin + 2 * SECOND, true, 5 * SECOND),
+            StopStep::Ask
+        );
         assert_eq!(life.next_step(), Some(begin + SECOND * 5 / 2));
-        assert_eq!(life.stop_step(begin + SECOND * 5 / 2, true, 5 * SECOND), StopStep::Kill);
-        assert_eq!(life.stop_step(begin + 9 * SECOND, true, 5 * SECOND), StopStep::Wait);
+        assert_eq!(
+            life.stop_step(begin + SECOND * 5 / 2, true, 5 * SECOND),
+            StopStep::Kill
+        );
+        assert_eq!(
+            life.stop_step(begin + 9 * SECOND, true, 5 * SECOND),
+            StopStep::Wait
+        );
         assert_eq!(life.next_step(), None);
         assert_eq!(
             life.ended(begin + 9 * SECOND, Exit::Signal(9), ALLOW),
@@ -305,13 +320,19 @@ mod tests {
     fn an_init_that_is_deaf_is_killed_and_a_young_one_is_waited_for() {
         let mut life = running(0);
         life.stop(6 * SECOND, 30_000, false);
-        assert_eq!(life.stop_step(6 * SECOND, false, 5 * SECOND), StopStep::Kill);
+        assert_eq!(
+            life.stop_step(6 * SECOND, false, 5 * SECOND),
+            StopStep::Kill
+        );
 
         let mut life = running(0);
         life.stop(SECOND, 30_000, false);
         assert_eq!(life.stop_step(SECOND, false, 5 * SECOND), StopStep::Wait);
         assert_eq!(life.next_step(), Some(SECOND + LOOK_EVERY));
-        assert_eq!(life.stop_step(SECOND + LOOK_EVERY, true, 5 * SECOND), StopStep::Ask);
+        assert_eq!(
+            life.stop_step(SECOND + LOOK_EVERY, true, 5 * SECOND),
+            StopStep::Ask
+        );
     }
 
     #[test]
@@ -330,7 +351,10 @@ mod tests {
         let mut life = running(0);
         life.stop(0, 10_000, false);
         life.stop(SECOND, 60_000, false);
-        assert_eq!(life.stop_step(10 * SECOND, true, 5 * SECOND), StopStep::Kill);
+        assert_eq!(
+            life.stop_step(10 * SECOND, true, 5 * SECOND),
+            StopStep::Kill
+        );
         let mut life = running(0);
         life.stop(0, 10_000, true);
         life.stop(SECOND, 0, false);
