@@ -19,8 +19,10 @@ use vmm::machine::{Ending, Machine};
 const USAGE: &str = "\
 usage: insula-vmm --dir DIR | --config FILE
        [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS]
+       insula-vmm --probe
 
 Runs one machine to its end. DIR holds machine.json and gets status.json.
+--probe says in JSON what kind of KVM the host has.
 
 exit codes: 0 powered off, 20 panicked or reset, 21 triple fault, 22 KVM or
 program error, 23 bad configuration, 24 never ready, 128+N ended by signal N";
@@ -35,12 +37,22 @@ struct Options {
     start_ns: u64,
 }
 
+enum Request {
+    Run(Options),
+    Probe,
+    Help,
+}
+
 fn main() -> ExitCode {
     let started_ns = now_ns();
     let mut options = match parse(env::args_os().skip(1), started_ns) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
+        Ok(Request::Run(options)) => options,
+        Ok(Request::Help) => {
             println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Request::Probe) => {
+            println!("{}", serde_json::json!(vmm::probe::probe()));
             return ExitCode::SUCCESS;
         }
         Err(message) => {
@@ -91,7 +103,7 @@ fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter
 fn parse(
     mut arguments: impl Iterator<Item = OsString>,
     started_ns: u64,
-) -> Result<Option<Options>, String> {
+) -> Result<Request, String> {
     let mut config = None;
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
@@ -103,7 +115,8 @@ fn parse(
                 .ok_or_else(|| format!("{option} needs a value"))
         };
         match option.as_str() {
-            "--help" | "-h" => return Ok(None),
+            "--help" | "-h" => return Ok(Request::Help),
+            "--probe" => return Ok(Request::Probe),
             "--config" => config = Some(PathBuf::from(value()?)),
             "--dir" => {
                 let dir = PathBuf::from(value()?);
@@ -118,11 +131,7 @@ fn parse(
         }
     }
     let config = config.ok_or("one of --dir and --config is needed")?;
-    Ok(Some(Options {
-        config,
-        reporter,
-        start_ns,
-    }))
+    Ok(Request::Run(Options { config, reporter, start_ns }))
 }
 
 fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, String> {

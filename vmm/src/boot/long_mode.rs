@@ -1,11 +1,18 @@
 //! Descriptor and page tables with which a processor is in long mode from its
 //! first instruction (Intel SDM volume 3, 3.4.5 and 4.5).
 
-use kvm_bindings::kvm_segment;
+use kvm_bindings::{kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::{GuestMemory, layout};
+
+const CR0_PROTECTED: u64 = 1 << 0;
+const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const EFER_LONG_MODE: u64 = 1 << 8;
+const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 
 /// Selector of the code segment, which the boot protocol calls `__BOOT_CS`.
 const CODE_SELECTOR: u16 = 0x10;
@@ -53,6 +60,19 @@ pub fn task_segment() -> kvm_segment {
         limit: 0xffff,
         ..kvm_segment::default()
     }
+}
+
+/// Puts system registers into long mode with flat supervisor segments and the
+/// page tables at `pml4`. Descriptor tables are the caller's.
+pub fn enable(sregs: &mut kvm_sregs, pml4: u64) {
+    let data = data_segment();
+    sregs.cs = code_segment();
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = task_segment();
+    sregs.cr3 = pml4;
+    sregs.cr4 |= CR4_PHYSICAL_ADDRESS_EXTENSION;
+    sregs.cr0 |= CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
+    sregs.efer |= EFER_LONG_MODE | EFER_LONG_MODE_ACTIVE;
 }
 
 fn flat_segment() -> kvm_segment {

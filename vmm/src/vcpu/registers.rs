@@ -8,12 +8,6 @@ use crate::boot::{EntryPoint, long_mode};
 use crate::kvm::{KvmError, refused};
 use crate::memory::layout;
 
-const CR0_PROTECTED: u64 = 1 << 0;
-const CR0_EXTENSION_TYPE: u64 = 1 << 4;
-const CR0_PAGING: u64 = 1 << 31;
-const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
-const EFER_LONG_MODE: u64 = 1 << 8;
-const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 /// The bit of RFLAGS that is always set; interrupts are off.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
@@ -88,16 +82,9 @@ fn entry_regs(entry: EntryPoint) -> kvm_regs {
 }
 
 fn long_mode_sregs(sregs: &mut kvm_sregs) {
-    let data = long_mode::data_segment();
-    sregs.cs = long_mode::code_segment();
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = long_mode::task_segment();
+    long_mode::enable(sregs, layout::PML4);
     (sregs.gdt.base, sregs.gdt.limit) = (layout::GDT, long_mode::GDT_LIMIT);
     (sregs.idt.base, sregs.idt.limit) = (layout::IDT, long_mode::IDT_LIMIT);
-    sregs.cr3 = layout::PML4;
-    sregs.cr4 |= CR4_PHYSICAL_ADDRESS_EXTENSION;
-    sregs.cr0 |= CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
-    sregs.efer |= EFER_LONG_MODE | EFER_LONG_MODE_ACTIVE;
 }
 
 #[cfg(test)]
