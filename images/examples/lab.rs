@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         Ok(code) => code,
                         Err(e) => {
                             eprintln!("error: {e}");
-                            125
+                            e.exit_code()
                         }
                     }
                 }

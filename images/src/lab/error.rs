@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use guest_agent::client::ClientError;
+use guest_agent::protocol::Code;
 
 /// Why the lab could not be started or used.
 #[derive(Debug, thiserror::Error)]
@@ -138,3 +139,48 @@ pub enum LabError {
 
 /// What this module returns.
 pub type Result<T, E = LabError> = std::result::Result<T, E>;
+
+impl LabError {
+    /// The exit code of a command that stands for a command in the lab, as
+    /// shells and `env` have it: 127 when there is no such command, 126 when
+    /// it cannot be executed, 125 for failures of the lab itself.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Daemon(ClientError::Agent(failure)) => match failure.code {
+                Code::CommandNotFound => 127,
+                Code::CommandNotExecutable => 126,
+                _ => 125,
+            },
+            _ => 125,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_agent::protocol::Failure;
+
+    #[test]
+    fn a_missing_command_is_told_from_a_broken_lab() {
+        let of = |code| {
+            let failure = Failure {
+                code,
+                message: String::new(),
+                errno: None,
+            };
+            LabError::from(ClientError::Agent(failure)).exit_code()
+        };
+        assert_eq!(of(Code::CommandNotFound), 127);
+        assert_eq!(of(Code::CommandNotExecutable), 126);
+        assert_eq!(of(Code::Internal), 125);
+        assert_eq!(
+            LabError::Busy {
+                what: "x",
+                waited: Duration::ZERO
+            }
+            .exit_code(),
+            125
+        );
+    }
+}

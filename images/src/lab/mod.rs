@@ -288,7 +288,7 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
         }
     };
     let snapshot = snapshot::ensure(place, &host, &agent, config, progress)?;
-    let scratch = config.cache.root().join("lab").join(place.name());
+    let scratch = place.scratch(config.cache.root());
     fs::create_dir_all(&scratch).at("create the directory", &scratch)?;
     let (root, transfer) = (scratch.join("root.qcow2"), scratch.join("transfer"));
     snapshot::overlay(&snapshot.root(), &root)?;

@@ -11,7 +11,7 @@
 //!   <instance>/instance.json  PID, port, token, shape, files
 //!   <instance>/payload.json   what was brought in
 //!   <instance>/qmp.sock, console.log, qemu.log
-//! $INSULA_CACHE/lab/<instance>/  root and transfer disk of a running lab
+//! $INSULA_CACHE/lab/running/<id>/  root and transfer disk of a running lab
 //! $INSULA_CACHE/lab/snapshots/   see `snapshot`
 //! ```
 
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::{LabError, Result};
 use super::shape::Shape;
+use crate::cache::Inputs;
 use crate::error::{Error, IoContext};
 
 /// Between two attempts to take a lock.
@@ -108,6 +109,14 @@ impl Place {
 
     pub(super) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Directory of its disks, in a cache that other instances may use too.
+    pub(super) fn scratch(&self, cache: &Path) -> PathBuf {
+        let id = Inputs::new()
+            .text("directory", self.dir.to_string_lossy())
+            .hash();
+        cache.join("lab/running").join(id.as_str())
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {
@@ -255,7 +264,7 @@ impl Place {
     pub(super) fn clean(&self) {
         if let Ok(Some(instance)) = self.read::<Instance>("instance.json") {
             // Only ever a directory of our own making.
-            if instance.scratch.ends_with(Path::new("lab").join(self.name)) {
+            if instance.scratch.ends_with(self.scratch(Path::new(""))) {
                 let _ = fs::remove_dir_all(&instance.scratch);
             }
         }
@@ -349,7 +358,7 @@ pub(super) mod tests {
             cpus: 2,
             memory_mib: 2048,
         };
-        let scratch = dir.path().join("lab/default");
+        let scratch = place.scratch(dir.path());
         fs::create_dir_all(&scratch).unwrap();
         let instance = Instance::new(1, 2, "t".into(), shape, scratch.clone());
         place.write("instance.json", &instance).unwrap();

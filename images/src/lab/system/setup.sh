@@ -16,7 +16,7 @@ for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
 done
 
 # Files that an unprivileged build could not give to root.
-[ "$(stat -c %u /usr)" = 0 ] || chown -R 0:0 /usr /etc /var /root /opt /home
+[ "$(stat -c %u /usr)" = 0 ] || busybox chown -R -h 0:0 /bin /sbin /lib /lib64 /usr /etc /var /root /opt /home
 
 # Busybox fills in, after everything else on the PATH, for what is not installed.
 [ -e /opt/busybox/sh ] || busybox --install -s /opt/busybox
