@@ -135,8 +135,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Request>, Error>
             _ => return Err(usage(arg.unexpected())),
         }
     }
-    let source = source
-        .ok_or_else(|| Error::Usage("give --template IMAGE or --root DIRECTORY".into()))?;
+    let source =
+        source.ok_or_else(|| Error::Usage("give --template IMAGE or --root DIRECTORY".into()))?;
     if command.is_empty() {
         return Err(Error::Usage("give a command".into()));
     }
@@ -144,7 +144,14 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Request>, Error>
         Some(hostname) => hostname,
         None => Name::new("vps").map_err(|error| Error::Usage(error.to_string()))?,
     };
-    Ok(Some(Request { source, hostname, limits, env, cgroup, command }))
+    Ok(Some(Request {
+        source,
+        hostname,
+        limits,
+        env,
+        cgroup,
+        command,
+    }))
 }
 
 fn number(text: &str) -> Result<u32, Error> {
@@ -177,7 +184,11 @@ fn milli(text: &str) -> Result<u32, Error> {
         .map(|cpus| (cpus * 1000.0).round())
         .filter(|milli| (1.0..=1_000_000.0).contains(milli))
         .map(|milli| milli as u32)
-        .ok_or_else(|| Error::Usage(format!("{text:?} is not a number of CPUs: use 0.5, 1, 2, …")))
+        .ok_or_else(|| {
+            Error::Usage(format!(
+                "{text:?} is not a number of CPUs: use 0.5, 1, 2, …"
+            ))
+        })
 }
 
 fn run(request: &Request) -> Result<u8, Error> {
@@ -186,7 +197,7 @@ fn run(request: &Request) -> Result<u8, Error> {
         place::leave_initramfs()?;
     }
     let pid = std::process::id();
-    let name = Name::new(format!("insula-run-{pid}"));
+    let name = Name::new(format!("{}{pid}", vps::engine::ONE_SHOT));
     let spec = VpsSpec {
         name: name.map_err(|error| Error::Usage(error.to_string()))?,
         template: request.hostname.clone(),
@@ -198,12 +209,19 @@ fn run(request: &Request) -> Result<u8, Error> {
     };
     let mut uuid = [0; 16];
     uuid[..4].copy_from_slice(&pid.to_be_bytes());
-    let vps = Vps { spec, ids: IdRange::ephemeral(pid), uuid };
+    let vps = Vps {
+        spec,
+        ids: IdRange::ephemeral(pid),
+        uuid,
+    };
     let engine = Engine::for_one(&request.cgroup, &vps.spec)?;
     let template = Template::open_once(&request.source)?;
 
     let signals = place::hold_signals();
-    let start = Start { env: &request.env, io: Io::Inherit };
+    let start = Start {
+        env: &request.env,
+        io: Io::Inherit,
+    };
     let foreground = place::Foreground::note();
     let running = engine.start(&vps, &template, &start)?;
     drop(template);

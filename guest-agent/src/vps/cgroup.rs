@@ -299,6 +299,26 @@ impl Cgroups {
         }
     }
 
+    /// Removes cgroups called `PREFIX` and a PID, of processes that are gone:
+    /// those that were killed before they could clear away.
+    pub(crate) fn sweep(&self, prefix: &str) {
+        let Ok(entries) = Dir::read_from(&self.root) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let Some(name) = entry.file_name().to_str().ok() else {
+                continue;
+            };
+            let pid = name
+                .strip_prefix(prefix)
+                .and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                // Another process may do the same now.
+                let _ = self.remove(name);
+            }
+        }
+    }
+
     /// What a VPS uses.
     pub(crate) fn usage(&self, name: &str) -> Result<Usage, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;

@@ -12,6 +12,9 @@ use crate::protocol::{Terminal, Usage, VpsSpec};
 /// Group of terminals, in every distribution.
 pub(crate) const TTY: u32 = 5;
 
+/// What the names of one-shot VPSs begin with; the PID of their engine follows.
+pub(crate) const ONE_SHOT: &str = "insula-run-";
+
 /// Where an engine keeps things.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -133,9 +136,11 @@ impl Engine {
     /// # Errors
     /// As for [`Self::new`].
     pub(crate) fn for_one(cgroup_root: &Path, spec: &VpsSpec) -> Result<Self, Error> {
+        let cgroups = Cgroups::for_one(cgroup_root, &spec.limits)?;
+        cgroups.sweep(ONE_SHOT);
         Ok(Self {
             files: None,
-            cgroups: Cgroups::for_one(cgroup_root, &spec.limits)?,
+            cgroups,
             delegate: false,
             oom_score_adj: None,
             ids: Allocator::default(),

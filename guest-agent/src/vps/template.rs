@@ -106,22 +106,25 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
 /// Mounts an EROFS image; the mount is attached nowhere.
 fn mount_erofs(image: &Path) -> Result<OwnedFd, Error> {
     let name = image.display().to_string();
-    match try_erofs(image) {
-        // A kernel before 6.12, or without EROFS_FS_BACKED_BY_FILE.
+    let mounted = match try_erofs(image) {
+        // A kernel before 6.12, one without EROFS_FS_BACKED_BY_FILE, or a file
+        // in memory.
         Err(Errno::NOTBLK) => {
             let device = super::loop_device::attach(image)
                 .map_err(Error::system("attach a loop device to", &*name))?;
-            let path = format!("/dev/loop{}", device.number);
-            try_erofs(Path::new(&path)).map_err(Error::system("mount EROFS image", name))
+            try_erofs(Path::new(&format!("/dev/loop{}", device.number)))
         }
-        Err(errno @ Errno::INVAL) => Err(Error::Invalid(format!(
+        result => result,
+    };
+    mounted.map_err(|errno| match errno {
+        Errno::INVAL => Error::Invalid(format!(
             "{name} is not an EROFS image, or is damaged ({errno}): build it again"
-        ))),
-        Err(errno @ Errno::NODEV) => Err(Error::Invalid(format!(
+        )),
+        Errno::NODEV => Error::Invalid(format!(
             "this kernel has no EROFS ({errno}): modprobe erofs, before mounting {name}"
-        ))),
-        result => result.map_err(Error::system("mount EROFS image", name)),
-    }
+        )),
+        errno => Error::system("mount EROFS image", name)(errno),
+    })
 }
 
 fn try_erofs(source: &Path) -> Result<OwnedFd, Errno> {
