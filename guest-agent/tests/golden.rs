@@ -1,6 +1,8 @@
 //! The bytes of every message: what is in `tests/golden/v1.txt` must decode
 //! for ever, since guests outlive the programs that started them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fmt::Write;
 
 use guest_agent::protocol::{

@@ -1,6 +1,7 @@
 //! The agent as an unprivileged service on this machine: sessions outside of
 //! VPSs, over a Unix socket and over TCP.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(all(feature = "agent", feature = "client"))]
 
 mod support;
@@ -115,7 +116,7 @@ fn signals_reach_the_process_even_behind_unread_input() {
     let mut session = service.exec(&["sleep", "1000"]);
     session.started(LONG).unwrap();
     while session.window() > 0 {
-        session.send_stdin(&[0; 65536]);
+        session.send_stdin(&[0; 8192]);
     }
     session.send(Message::Signal(Signal {
         signal: libc::SIGTERM as u8,

@@ -3,6 +3,7 @@
 //! They need root, cgroup v2 and a busybox root, so they run in the lab:
 //! `INSULA_TEST_ROOT=DIR vps-… --ignored`, with the agent in `INSULA_TEST_AGENT`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(all(feature = "agent", feature = "client"))]
 
 mod support;

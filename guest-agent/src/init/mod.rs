@@ -88,7 +88,9 @@ fn live(line: &mut Option<OwnedFd>) -> Result<(), String> {
     };
     // A guest without VPSs is of use still, and says why when asked for one.
     let supervisor = Supervisor::new(config, templates).map(|(supervisor, troubles)| {
-        troubles.iter().for_each(|trouble| log(trouble));
+        for trouble in troubles {
+            log(&trouble);
+        }
         supervisor
     });
     if let Err(why) = &supervisor {

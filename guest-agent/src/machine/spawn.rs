@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions, chdir, setsid, waitid};
+use rustix::process::{Gid, Pid, Uid, WaitId, WaitIdOptions, chdir, setsid, waitid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::thread::{
     LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
@@ -110,16 +110,10 @@ fn spawn_refusing(
     let (report_read, report_write) = pipe::pipe_with(pipe::PipeFlags::CLOEXEC)
         .map_err(Refusal::system("make a pipe for a new process"))?;
 
-    let pid = match sys::fork().map_err(Refusal::system(format!("fork for {program}")))? {
-        Some(pid) => pid,
-        None => run_child(
-            root,
-            exec,
-            streams,
-            terminal.as_ref(),
-            protected,
-            &report_write,
-        ),
+    let forked = sys::fork().map_err(Refusal::system(format!("fork for {program}")))?;
+    let Some(pid) = forked else {
+        let terminal = terminal.as_ref();
+        run_child(root, exec, streams, terminal, protected, &report_write)
     };
     drop(report_write);
 
@@ -238,26 +232,14 @@ fn become_program(
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
     let identity = users::look_up(exec.user.as_deref()).map_err(Refusal::invalid)?;
-    // Root stays root without asking, so that an agent that is not root can
-    // serve its own user.
-    if !rustix::process::geteuid().is_root() {
-        if exec.user.is_some() && identity.uid != rustix::process::geteuid().as_raw() {
-            return Err(Refusal::invalid(
-                "this agent does not run as root and cannot change the user".into(),
-            ));
-        }
-    } else {
-        let gid = rustix::process::Gid::from_raw(identity.gid);
-        let uid = rustix::process::Uid::from_raw(identity.uid);
-        let groups: Vec<_> = identity
-            .groups
-            .iter()
-            .map(|gid| rustix::process::Gid::from_raw(*gid))
-            .collect();
-        set_thread_groups(&groups)
-            .and_then(|()| set_thread_res_gid(gid, gid, gid))
-            .and_then(|()| set_thread_res_uid(uid, uid, uid))
-            .map_err(Refusal::system(format!("become user {}", identity.name)))?;
+    let own = rustix::process::geteuid();
+    if own.is_root() {
+        become_user(&identity)?;
+    } else if exec.user.is_some() && identity.uid != own.as_raw() {
+        // Without a wish, an agent that is not root serves its own user.
+        return Err(Refusal::invalid(
+            "this agent does not run as root and cannot change the user".into(),
+        ));
     }
 
     let directory = match (&exec.cwd, &exec.user) {
@@ -283,6 +265,19 @@ fn become_program(
     sys::close_on_exec_from(3).map_err(Refusal::system("close inherited files"))?;
     sys::unblock_signals().map_err(Refusal::system("unblock signals"))?;
     Err(execute(&exec.argv[0], &argv, &env))
+}
+
+fn become_user(identity: &users::Identity) -> Result<(), Refusal> {
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups: Vec<_> = identity
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    set_thread_groups(&groups)
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .map_err(Refusal::system(format!("become user {}", identity.name)))
 }
 
 fn c_string(text: &str) -> Result<CString, Refusal> {

@@ -468,7 +468,7 @@ impl Agent {
                 self.children.insert(pid, Child::Init(name));
             }
             Effect::Settled(waiter, answer) => {
-                let answer = answer.map_or_else(Message::Error, Message::Vps);
+                let answer = answer.map_or_else(Message::Error, |info| Message::Vps(*info));
                 self.answer(waiter, answer);
             }
             Effect::Destroyed(waiter, answer) => {

@@ -105,7 +105,7 @@ pub(crate) enum Effect {
     /// This process is the init of that VPS.
     Init(i32, Name),
     /// The waiter's VPS is as was asked; or not.
-    Settled(Waiter, Result<VpsInfo, Failure>),
+    Settled(Waiter, Result<Box<VpsInfo>, Failure>),
     /// The waiter's VPS is destroyed; or not.
     Destroyed(Waiter, Result<(), Failure>),
     /// The VPS that this connection ran has ended.
@@ -532,11 +532,13 @@ impl Supervisor {
         if !record.life.is_up() && record.clearing.is_none() {
             if restart {
                 let started = self.start(name);
-                self.effects.push(Effect::Settled(waiter, started));
+                self.effects
+                    .push(Effect::Settled(waiter, started.map(Box::new)));
                 return Ok(());
             }
             let info = self.info(name);
-            self.effects.push(Effect::Settled(waiter, info));
+            self.effects
+                .push(Effect::Settled(waiter, info.map(Box::new)));
             return Ok(());
         }
         record.stop_waiters.push(waiter);
@@ -717,7 +719,8 @@ impl Supervisor {
                     .push(Effect::Event(name.clone(), EventKind::Ended(exit)));
                 for waiter in stopped {
                     let info = self.info(name);
-                    self.effects.push(Effect::Settled(waiter, info));
+                    self.effects
+                        .push(Effect::Settled(waiter, info.map(Box::new)));
                 }
                 let outcome = self.remove(name);
                 for waiter in waiters {
@@ -745,20 +748,21 @@ impl Supervisor {
                     };
                     self.effects.push(Effect::Event(name.clone(), kind));
                 }
-                self.settle(name, launched);
+                self.settle(name, &launched);
                 return;
             }
         }
-        self.settle(name, Ok(()));
+        self.settle(name, &Ok(()));
     }
 
-    fn settle(&mut self, name: &Name, outcome: Result<(), Failure>) {
+    fn settle(&mut self, name: &Name, outcome: &Result<(), Failure>) {
         let Ok(record) = self.record(name) else {
             return;
         };
         for waiter in std::mem::take(&mut record.stop_waiters) {
             let answer = outcome.clone().and_then(|()| self.info(name));
-            self.effects.push(Effect::Settled(waiter, answer));
+            self.effects
+                .push(Effect::Settled(waiter, answer.map(Box::new)));
         }
     }
 

@@ -1,6 +1,10 @@
 //! What the integration tests share.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test is a crate of its own and uses a part of it"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
