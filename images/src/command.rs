@@ -32,7 +32,8 @@ pub fn run(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a program to its end and hands each line that it prints, to either of
-/// its outputs, to `line`.
+/// its outputs, to `line`. Its standard input is the command's (a terminal's, if
+/// that was not set).
 ///
 /// # Errors
 /// As [`run`].

@@ -42,7 +42,7 @@ pub enum Error {
     /// An image's file is missing or is not what was built.
     #[error(
         "{kind} '{name}' in the cache is damaged: {problem}; \
-         'insula image prune --damaged' removes it and 'insula image build {name}' makes it again"
+         'insula image prune' removes it, and 'insula image build' makes it again"
     )]
     Damaged {
         /// The kind of image.
@@ -56,7 +56,7 @@ pub enum Error {
     /// The cache is sealed (as in the lab) and does not have the image.
     #[error(
         "the image cache at {} is sealed and has no {kind} '{name}' (it has: {available}); \
-         build it outside the lab with 'insula image build {name}' and start the lab again", cache.display()
+         build it outside the lab with 'insula image build', then stop and start the lab", cache.display()
     )]
     NotInSealedCache {
         /// The cache's directory.

@@ -160,6 +160,7 @@ fn apt_get(args: &[&str], line: impl FnMut(&str)) -> Result<()> {
         .args(args);
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C");
+    apt.stdin(std::process::Stdio::null());
     command::run_lines(&mut apt, line)
 }
 

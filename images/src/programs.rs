@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::cache::{Cache, Entry, Inputs, Kind};
 use crate::command;
@@ -169,6 +169,7 @@ fn build(cache: &Cache, recipe: &Recipe, checkout: &Path, progress: &Progress) -
     cargo
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("CARGO_BUILD_TARGET");
+    cargo.stdin(Stdio::null());
     let title = format!("building {}", recipe.binary);
     let task = progress.task(&title, Some(recipe.expected_crates));
     let mut crates = 0;

@@ -161,7 +161,6 @@ impl Store {
             Request::Initramfs => initramfs::ensure(&self.cache, progress)?,
             Request::Template(template) => templates::ensure(&self.cache, template, progress)?,
         };
-        self.cache.check(&entry)?;
         let path = entry.path(request.main_file());
         Ok(Image {
             path,

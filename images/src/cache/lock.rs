@@ -11,7 +11,7 @@ use crate::error::{Error, IoContext, Result};
 /// An exclusive `flock(2)`, released when this is dropped or the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -21,21 +21,28 @@ impl Lock {
         let file = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .open(path)
             .at("create the lock file", path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Self { _file: file }),
+            Ok(()) => return Ok(Self { file }),
             Err(Errno::WOULDBLOCK) => waiting(),
             Err(e) => return Err(Error::from_errno("lock", path, e)),
         }
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::from_errno("lock", path, e)),
             }
         }
+    }
+
+    /// The lock as a program's standard input, which reads as empty: should this
+    /// process die, the lock is held until that program has ended too.
+    pub(crate) fn as_stdin(&self) -> std::io::Result<std::process::Stdio> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// Takes the lock only if nobody holds it.
@@ -43,11 +50,12 @@ impl Lock {
         let file = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .open(path)
             .at("create the lock file", path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(Error::from_errno("lock", path, e)),
         }

@@ -30,6 +30,7 @@ use crate::progress::Progress;
 
 pub use entry::{Entry, FileRecord, Kind, MANIFEST_VERSION, Manifest};
 pub use inputs::{InputHash, Inputs};
+pub use lock::Lock;
 pub use maintain::{Finding, Pruned};
 pub use sealed::SealedIndex;
 
@@ -104,9 +105,11 @@ impl Cache {
     /// inputs wait for each other, also across processes; if `build` fails or the
     /// process dies, nothing is left behind that looks like an image.
     /// In a sealed cache the entry is found by `kind` and `name`, whatever the inputs.
+    /// What is found is checked by its hash (see [`Cache::check`]).
     ///
     /// # Errors
-    /// Those of `build`, of the file system, and [`Error::NotInSealedCache`].
+    /// Those of `build`, of the file system, [`Error::Damaged`], and
+    /// [`Error::NotInSealedCache`].
     pub fn ensure(
         &self,
         kind: Kind,
@@ -116,11 +119,14 @@ impl Cache {
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Entry> {
         if let Some(index) = self.sealed()? {
-            return self.find_sealed(&index, kind, name);
+            let entry = self.find_sealed(&index, kind, name)?;
+            self.check(&entry)?;
+            return Ok(entry);
         }
         let hash = inputs.hash();
         if let Some(entry) = self.find(kind, &hash)? {
             entry.mark_used();
+            self.check(&entry)?;
             return Ok(entry);
         }
         let lock_name = format!("{}-{hash}", kind.dir_name());
@@ -169,10 +175,10 @@ impl Cache {
     ///
     /// # Errors
     /// When the lock file cannot be created or locked.
-    pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<lock::Lock> {
+    pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
         let dir = self.root.join(".locks");
         fs::create_dir_all(&dir).at("create the directory", &dir)?;
-        lock::Lock::take(&dir.join(format!("{name}.lock")), waiting)
+        Lock::take(&dir.join(format!("{name}.lock")), waiting)
     }
 
     fn entry_dir(&self, kind: Kind, hash: &InputHash) -> PathBuf {

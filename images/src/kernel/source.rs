@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Lock};
 use crate::command;
 use crate::error::{Error, IoContext, Result};
 use crate::packages;
@@ -46,7 +46,7 @@ pub(super) fn unpacked(
     let short = sha256.get(..16).unwrap_or(sha256);
     let dir = cache.work_dir("source")?;
     let source = dir.join(format!("linux-{short}"));
-    let _lock = cache.lock(&format!("source-{short}"), || {
+    let lock = cache.lock(&format!("source-{short}"), || {
         progress.say("waiting for another insula that unpacks the kernel's source");
     })?;
     if source.exists() {
@@ -57,12 +57,12 @@ pub(super) fn unpacked(
         fs::remove_dir_all(&temporary).at("remove", &temporary)?;
     }
     fs::create_dir_all(&temporary).at("create the directory", &temporary)?;
-    extract(tarball, &temporary, progress)?;
+    extract(tarball, &temporary, &lock, progress)?;
     fs::rename(&temporary, &source).at("rename to", &source)?;
     Ok(source)
 }
 
-fn extract(tarball: &Path, into: &Path, progress: &Progress) -> Result<()> {
+fn extract(tarball: &Path, into: &Path, lock: &Lock, progress: &Progress) -> Result<()> {
     let records = uncompressed_size(tarball)?.map(|bytes| bytes / TAR_RECORD);
     let task = progress.task("unpacking the kernel's source", records);
     let mut tar = Command::new("tar");
@@ -78,6 +78,7 @@ fn extract(tarball: &Path, into: &Path, progress: &Progress) -> Result<()> {
             .iter()
             .map(|pattern| format!("--exclude={pattern}")),
     );
+    tar.stdin(lock.as_stdin().at("share the lock on", into)?);
     command::run_lines(&mut tar, |line| {
         let count = line.rsplit(' ').next().and_then(|word| word.parse().ok());
         if let Some(count) = count {
