@@ -179,8 +179,7 @@ impl Store {
             for request in requests {
                 needed.extend(match request {
                     Request::Kernel(_) => packages::KERNEL_BUILD,
-                    Request::Template(Template::Busybox) => packages::TEMPLATES,
-                    Request::Template(Template::Bench) => packages::TEMPLATES,
+                    Request::Template(_) => packages::TEMPLATES,
                     Request::Agent | Request::Initramfs | Request::Workload => {
                         packages::STATIC_PROGRAMS
                     }
