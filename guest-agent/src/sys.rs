@@ -168,6 +168,14 @@ pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     checked(result as i32).map(drop)
 }
 
+/// Closes every descriptor from `first` on: for a forked worker that keeps
+/// none of the agent's files open.
+pub(crate) fn close_from(first: u32) {
+    // SAFETY: called in a worker that ends by `exit_now` and so drops none of
+    // the owners of these descriptors.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
 /// Sends `signal` to `pid`, or to the group `-pid`.
 ///
 /// # Errors

@@ -115,6 +115,13 @@ fn a_vps_lives_and_leaves_nothing() {
         (got.exit, &got.stdout[..]),
         (Exit::Code(9), &b"web\n0\n"[..])
     );
+    let outside = service
+        .client()
+        .exec(exec(&["hostname"]))
+        .capture(b"", LONG)
+        .unwrap();
+    assert_eq!(outside.exit, Exit::Code(0));
+    assert_ne!(outside.stdout, b"web\n");
     let error = service.client().vps_create(spec("web")).unwrap_err();
     assert_eq!(error.code(), Some(Code::Exists));
     let error = service.client().vps_start(&name("web")).unwrap_err();
@@ -315,6 +322,16 @@ fn a_console_shows_what_was_and_takes_input() {
     read_until(&mut console, "typed-42");
     let mut second = service.client().console(&name("web"));
     read_until(&mut second, "typed-42");
+    service.client().vps_destroy(&name("web"), true).unwrap();
+    loop {
+        match second.next(Some(LONG)) {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.code(), Some(Code::NotFound), "{error}");
+                break;
+            }
+        }
+    }
 }
 
 #[test]

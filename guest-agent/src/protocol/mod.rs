@@ -14,6 +14,12 @@
 //! session, whose last frame from the agent is [`Message::Exited`],
 //! [`Message::Done`] or [`Message::Error`].
 //!
+//! Data flows both ways without one direction holding up the other. Output is
+//! bounded by the connection itself: what the client does not take stays with
+//! the process. Input is bounded by credits: at most [`STDIN_WINDOW`] bytes of
+//! [`Message::Stdin`] are on the way, and each [`Message::StdinCredit`] gives
+//! back what was taken, so that signals and resizes are always read.
+//!
 //! Everything that arrives is untrusted: lengths are checked before anything
 //! is allocated, names are validated when they are decoded.
 

@@ -200,7 +200,7 @@ impl Agent {
         (busy == 0 && !unsent) || now() >= deadline
     }
 
-    /// Begins to end: all VPSs stop.
+    /// Begins to end: all VPSs stop. The caller applies the effects.
     fn end(&mut self) {
         if self.ending.is_some() {
             return;
@@ -217,7 +217,6 @@ impl Agent {
             }
         }
         self.listen();
-        self.apply_effects();
     }
 
     fn dispatch(&mut self, token: Token, flags: EventFlags) {
@@ -457,7 +456,8 @@ impl Agent {
                 self.apply(effect);
             }
             if happened {
-                self.refresh(|stage| matches!(stage, Stage::Events(_)));
+                // Consoles too: theirs may have gone.
+                self.refresh(|stage| matches!(stage, Stage::Events(_) | Stage::Console(..)));
             }
         }
     }

@@ -248,6 +248,8 @@ impl Supervisor {
             troubles.push(format!("cannot read the definition of VPS {name}: {why}"));
         }
         if !contents.leftovers.is_empty() && matches!(sys::fork(), Ok(None)) {
+            // Nothing of the agent's is kept open by this process.
+            sys::close_from(3);
             for path in contents.leftovers {
                 // What can't be removed is tried again at the next start.
                 let _ = fs::remove_dir_all(path);
@@ -638,6 +640,14 @@ impl Supervisor {
             return;
         };
         record.running = None;
+        if self
+            .engine
+            .usage(&record.vps)
+            .is_ok_and(|usage| usage.oom_kills > 0)
+        {
+            self.effects
+                .push(Effect::Event(name.clone(), EventKind::OutOfMemory));
+        }
         let mut after = record.life.ended(now(), exit, record.vps.spec.restart);
         if record.run_by.is_some() {
             after = After::Down;
