@@ -35,7 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, script) in SCRIPTS {
         fs::write(scripts.join(name), format!("{script}\n"))?;
     }
-    println!("cargo::rustc-link-arg-bin=insula-vmm=-L{}", scripts.display());
+    println!(
+        "cargo::rustc-link-arg-bin=insula-vmm=-L{}",
+        scripts.display()
+    );
     println!("cargo::rustc-link-arg-bin=insula-vmm=-static-pie");
     Ok(())
 }

@@ -131,7 +131,11 @@ fn parse(
         }
     }
     let config = config.ok_or("one of --dir and --config is needed")?;
-    Ok(Request::Run(Options { config, reporter, start_ns }))
+    Ok(Request::Run(Options {
+        config,
+        reporter,
+        start_ns,
+    }))
 }
 
 fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, String> {

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::protocol::{
-    Decoder, Frame, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message,
+    Decoder, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message,
 };
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -91,6 +91,7 @@ impl AgentLink {
             link: self.clone(),
             decoder: Decoder::new(),
             greeted: false,
+            over: false,
         }
     }
 
@@ -135,16 +136,24 @@ pub struct AgentCall {
     link: AgentLink,
     decoder: Decoder,
     greeted: bool,
+    over: bool,
 }
 
 impl AgentCall {
-    /// Takes bytes that arrived, and returns those to send.
+    /// Whether the agent has said goodbye. The connection is to be closed then:
+    /// this is how the agent learns that it was heard and may reset the guest,
+    /// which would otherwise outrun its last packet.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Takes bytes that arrived. There is no answer but the connection's end.
     ///
     /// # Errors
     /// A [`CallError`]; the connection is to be closed.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<Vec<u8>, CallError> {
-        let answered = self.answer(bytes);
-        if let Err(error) = &answered {
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), CallError> {
+        let heard = self.hear(bytes);
+        if let Err(error) = &heard {
             let mut state = self.link.state();
             state.refused = Some(error.to_string());
             if matches!(error, CallError::Version(_)) {
@@ -152,22 +161,20 @@ impl AgentCall {
                 self.link.tell();
             }
         }
-        answered
+        heard
     }
 
-    fn answer(&mut self, bytes: &[u8]) -> Result<Vec<u8>, CallError> {
+    fn hear(&mut self, bytes: &[u8]) -> Result<(), CallError> {
         self.decoder.push(bytes);
-        let mut answer = Vec::new();
         while let Some(frame) = self.decoder.next_frame().map_err(|(_, error)| error)? {
             match frame.message {
-                Message::Hello(hello) if !self.greeted => {
-                    self.greet(&hello)?;
-                    Frame::new(frame.id, Message::Hello(our_hello())).encode(&mut answer);
-                }
+                Message::Hello(hello) if !self.greeted => self.greet(&hello)?,
                 _ if !self.greeted => return Err(CallError::NoHello),
                 Message::Goodbye(Goodbye { reason }) => {
                     self.link.state().goodbye = Some(reason);
                     self.link.tell();
+                    self.over = true;
+                    return Ok(());
                 }
                 other => return Err(CallError::Unexpected(other.kind())),
             }
@@ -175,7 +182,7 @@ impl AgentCall {
         if self.decoder.pending() > MAX_PENDING {
             return Err(CallError::TooLarge);
         }
-        Ok(answer)
+        Ok(())
     }
 
     fn greet(&mut self, hello: &Hello) -> Result<(), CallError> {
@@ -193,17 +200,10 @@ impl AgentCall {
     }
 }
 
-fn our_hello() -> Hello {
-    Hello {
-        major: MAJOR,
-        minor: MINOR,
-        build: concat!("insula-vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
-        secret: Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use guest_agent::protocol::Frame;
+
     use super::*;
 
     const NONCE: [u8; 16] = [7; 16];
@@ -214,9 +214,10 @@ mod tests {
 
     fn hello(secret: &[u8], major: u16) -> Vec<u8> {
         let hello = Hello {
-            secret: secret.to_vec(),
             major,
-            ..our_hello()
+            minor: 0,
+            build: "test".to_owned(),
+            secret: secret.to_vec(),
         };
         Frame::new(0, Message::Hello(hello)).to_bytes()
     }
@@ -229,18 +230,19 @@ mod tests {
     }
 
     #[test]
-    fn hello_in_pieces_makes_ready_and_is_answered() {
+    fn hello_in_pieces_makes_ready() {
         let link = link();
         let mut call = link.call();
         let bytes = hello(&NONCE, MAJOR);
-        let mut answer = Vec::new();
         for byte in bytes {
-            answer.extend(call.receive(&[byte]).unwrap());
+            assert!(!link.is_ready());
+            call.receive(&[byte]).unwrap();
         }
         assert!(link.is_ready());
-        assert!(!answer.is_empty());
         assert!(link.goodbye().is_none());
+        assert!(!call.is_over());
         call.receive(&goodbye()).unwrap();
+        assert!(call.is_over());
         assert_eq!(link.goodbye(), Some(GoodbyeReason::Requested));
     }
 

@@ -37,10 +37,12 @@ impl HostPort for AgentPort {
         let Some(call) = self.calls.get_mut(&connection) else {
             return;
         };
-        if let Ok(answer) = call.receive(data) {
-            out.send(&answer);
-        } else {
+        let over = match call.receive(data) {
+            Ok(()) => call.is_over(),
             // The link remembers why.
+            Err(_) => true,
+        };
+        if over {
             self.calls.remove(&connection);
             out.close();
         }

@@ -19,7 +19,8 @@ use crate::vcpu::{Buses, Kick, NoRepair, Vcpu, VcpuFailure};
 /// Stack of a processor's thread. It only dispatches to devices.
 const VCPU_STACK: usize = 128 << 10;
 
-/// How long a guest that was reset may keep us from hearing its goodbye.
+/// How long we look for a goodbye of a guest that was reset. An agent waits
+/// until we have heard it; what is in a queue is found at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(20);
 
 impl Machine {

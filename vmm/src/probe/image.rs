@@ -79,17 +79,29 @@ pub(super) fn build() -> Vec<u8> {
     let table = PRESENT_WRITABLE | USER_ACCESSIBLE | USED;
     put(&mut image, PML4, &(PDPT | table).to_le_bytes());
     put(&mut image, PDPT, &(PAGE_DIRECTORY | table).to_le_bytes());
-    put(&mut image, PAGE_DIRECTORY, &(PAGE_TABLE | table).to_le_bytes());
+    put(
+        &mut image,
+        PAGE_DIRECTORY,
+        &(PAGE_TABLE | table).to_le_bytes(),
+    );
     for page in 0..SIZE as u64 / 0x1000 {
         let address = page << 12;
-        let user = if address == USER_CODE { USER_ACCESSIBLE } else { 0 };
+        let user = if address == USER_CODE {
+            USER_ACCESSIBLE
+        } else {
+            0
+        };
         let entry = address | PRESENT_WRITABLE | user | USED;
         put(&mut image, PAGE_TABLE + page * 8, &entry.to_le_bytes());
     }
     for (index, descriptor) in (0u64..).zip(DESCRIPTORS) {
         put(&mut image, GDT + index * 8, &descriptor.to_le_bytes());
     }
-    put(&mut image, IDT + 3 * 16, &interrupt_gate(BREAKPOINT_HANDLER).to_le_bytes());
+    put(
+        &mut image,
+        IDT + 3 * 16,
+        &interrupt_gate(BREAKPOINT_HANDLER).to_le_bytes(),
+    );
     put(&mut image, SYSCALL_ENTRY, &ARRIVED);
     put(&mut image, LOOP, &[&LOOP_CODE[..], &ARRIVED].concat());
     put(&mut image, USER_CODE, &USER);

@@ -13,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::image;
 use crate::boot::long_mode;
-use crate::kvm::{KvmError, refused};
 use crate::config::{HugePages, MemSize};
+use crate::kvm::{KvmError, refused};
 use crate::memory::{self, GuestMemory, MemoryError, layout};
 
 /// Why micro-guests cannot be run.
@@ -72,7 +72,9 @@ pub(super) struct MicroGuests {
 
 impl MicroGuests {
     pub(super) fn new(kvm: &Kvm) -> Result<Self, MicroGuestError> {
-        let vm = kvm.create_vm().map_err(refused("create a virtual machine"))?;
+        let vm = kvm
+            .create_vm()
+            .map_err(refused("create a virtual machine"))?;
         vm.set_tss_address(layout::KVM_TSS as usize)
             .map_err(refused("reserve its pages in the guest's memory"))?;
         let cpuid = kvm
@@ -80,8 +82,15 @@ impl MicroGuests {
             .map_err(refused("list the supported CPUID leaves"))?;
         let memory = memory::allocate(MemSize::MIN, HugePages::None)?;
         memory::register(&vm, &memory)?;
-        memory.write_slice(&image::build(), GuestAddress(0)).map_err(MicroGuestError::Image)?;
-        Ok(Self { vm, memory, cpuid, vcpus: 0 })
+        memory
+            .write_slice(&image::build(), GuestAddress(0))
+            .map_err(MicroGuestError::Image)?;
+        Ok(Self {
+            vm,
+            memory,
+            cpuid,
+            vcpus: 0,
+        })
     }
 
     /// What KVM supports.
@@ -95,8 +104,13 @@ impl MicroGuests {
         set_sregs(&vcpu, supervisor)?;
         let mut turns = FEWEST_TURNS;
         loop {
-            let regs = kvm_regs { rip: image::LOOP, rcx: turns, ..initial_regs() };
-            vcpu.set_regs(&regs).map_err(refused("set a virtual processor's registers"))?;
+            let regs = kvm_regs {
+                rip: image::LOOP,
+                rcx: turns,
+                ..initial_regs()
+            };
+            vcpu.set_regs(&regs)
+                .map_err(refused("set a virtual processor's registers"))?;
             let start = Instant::now();
             let outcome = run(&mut vcpu);
             let elapsed = start.elapsed();
@@ -116,18 +130,32 @@ impl MicroGuests {
     pub(super) fn syscall(&mut self) -> Result<Outcome, KvmError> {
         let mut vcpu = self.vcpu()?;
         set_sregs(&vcpu, user)?;
-        let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let entry = |index, data| kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        };
         // Bits 32 to 47: the kernel's code segment; from 48: what SYSRET uses.
         let star = u64::from(image::KERNEL_CODE_SELECTOR) << 32;
-        let entries =
-            [entry(MSR_STAR, star), entry(MSR_LSTAR, image::SYSCALL_ENTRY), entry(MSR_FMASK, 0)];
+        let entries = [
+            entry(MSR_STAR, star),
+            entry(MSR_LSTAR, image::SYSCALL_ENTRY),
+            entry(MSR_FMASK, 0),
+        ];
         if let Ok(msrs) = Msrs::from_entries(&entries) {
-            vcpu.set_msrs(&msrs).map_err(refused("set a virtual processor's MSRs"))?;
+            vcpu.set_msrs(&msrs)
+                .map_err(refused("set a virtual processor's MSRs"))?;
         }
-        let regs = kvm_regs { rip: image::USER_CODE, ..initial_regs() };
-        vcpu.set_regs(&regs).map_err(refused("set a virtual processor's registers"))?;
+        let regs = kvm_regs {
+            rip: image::USER_CODE,
+            ..initial_regs()
+        };
+        vcpu.set_regs(&regs)
+            .map_err(refused("set a virtual processor's registers"))?;
         let outcome = run(&mut vcpu);
-        let sregs = vcpu.get_sregs().map_err(refused("read a virtual processor's registers"))?;
+        let sregs = vcpu
+            .get_sregs()
+            .map_err(refused("read a virtual processor's registers"))?;
         if outcome == Outcome::Arrived && sregs.cs.selector & 3 != 0 {
             return Ok(Outcome::Lost("arrival as the user".to_owned()));
         }
@@ -141,38 +169,57 @@ impl MicroGuests {
         self.memory
             .write_slice(&image::tested(instruction), GuestAddress(image::TESTED))
             .map_err(MicroGuestError::Image)?;
-        let regs = kvm_regs { rip: image::TESTED, rdi: image::DATA, ..initial_regs() };
-        vcpu.set_regs(&regs).map_err(refused("set a virtual processor's registers"))?;
+        let regs = kvm_regs {
+            rip: image::TESTED,
+            rdi: image::DATA,
+            ..initial_regs()
+        };
+        vcpu.set_regs(&regs)
+            .map_err(refused("set a virtual processor's registers"))?;
         Ok(run(&mut vcpu))
     }
 
     fn vcpu(&mut self) -> Result<VcpuFd, KvmError> {
-        let vcpu =
-            self.vm.create_vcpu(self.vcpus).map_err(refused("create a virtual processor"))?;
+        let vcpu = self
+            .vm
+            .create_vcpu(self.vcpus)
+            .map_err(refused("create a virtual processor"))?;
         self.vcpus += 1;
-        vcpu.set_cpuid2(&self.cpuid).map_err(refused("set a virtual processor's CPUID"))?;
+        vcpu.set_cpuid2(&self.cpuid)
+            .map_err(refused("set a virtual processor's CPUID"))?;
         Ok(vcpu)
     }
 }
 
 fn initial_regs() -> kvm_regs {
-    kvm_regs { rsp: image::STACK, rflags: 2, ..kvm_regs::default() }
+    kvm_regs {
+        rsp: image::STACK,
+        rflags: 2,
+        ..kvm_regs::default()
+    }
 }
 
 fn set_sregs(vcpu: &VcpuFd, privilege: fn(&mut kvm_sregs)) -> Result<(), KvmError> {
-    let mut sregs = vcpu.get_sregs().map_err(refused("read a virtual processor's registers"))?;
+    let mut sregs = vcpu
+        .get_sregs()
+        .map_err(refused("read a virtual processor's registers"))?;
     long_mode::enable(&mut sregs, image::PML4);
     (sregs.gdt.base, sregs.gdt.limit) = (image::GDT, image::GDT_LIMIT);
     (sregs.idt.base, sregs.idt.limit) = (image::IDT, image::IDT_LIMIT);
     sregs.efer |= EFER_SYSCALL;
     privilege(&mut sregs);
-    vcpu.set_sregs(&sregs).map_err(refused("set a virtual processor's system registers"))
+    vcpu.set_sregs(&sregs)
+        .map_err(refused("set a virtual processor's system registers"))
 }
 
 fn supervisor(_: &mut kvm_sregs) {}
 
 fn user(sregs: &mut kvm_sregs) {
-    let as_user = |segment: kvm_segment, selector| kvm_segment { selector, dpl: 3, ..segment };
+    let as_user = |segment: kvm_segment, selector| kvm_segment {
+        selector,
+        dpl: 3,
+        ..segment
+    };
     sregs.cs = as_user(long_mode::code_segment(), image::USER_CODE_SELECTOR);
     let data = as_user(long_mode::data_segment(), image::USER_DATA_SELECTOR);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);

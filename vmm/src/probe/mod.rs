@@ -113,14 +113,21 @@ impl fmt::Display for KvmKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hardware { vendor } => write!(f, "hardware virtualization ({vendor})"),
-            Self::Pvm { emulated_insn_per_s, repairs } => {
+            Self::Pvm {
+                emulated_insn_per_s,
+                repairs,
+            } => {
                 let millions = *emulated_insn_per_s as f64 / 1e6;
                 write!(
                     f,
                     "PVM: supervisor code is emulated, {millions:.1} million instructions a second"
                 )?;
                 for (index, repair) in repairs.iter().enumerate() {
-                    let before = if index == 0 { "; does not work: " } else { ", " };
+                    let before = if index == 0 {
+                        "; does not work: "
+                    } else {
+                        ", "
+                    };
                     write!(f, "{before}{repair}")?;
                 }
                 Ok(())
@@ -139,8 +146,14 @@ pub fn probe() -> Probe {
                 KvmError::ApiVersion(version) => Some(version),
                 _ => None,
             };
-            let kind = KvmKind::Unusable { reason: error.to_string() };
-            return Probe { api_version, capabilities: Vec::new(), kind };
+            let kind = KvmKind::Unusable {
+                reason: error.to_string(),
+            };
+            return Probe {
+                api_version,
+                capabilities: Vec::new(),
+                kind,
+            };
         }
     };
     let capabilities: Vec<Capability> = kvm::REQUIRED
@@ -153,11 +166,15 @@ pub fn probe() -> Probe {
         .collect();
     let kind = match capabilities.iter().find(|capability| !capability.present) {
         None => kind(kvm),
-        Some(Capability { name, purpose, .. }) => {
-            KvmKind::Unusable { reason: KvmError::Capability { name, purpose }.to_string() }
-        }
+        Some(Capability { name, purpose, .. }) => KvmKind::Unusable {
+            reason: KvmError::Capability { name, purpose }.to_string(),
+        },
     };
-    Probe { api_version: Some(kvm::API_VERSION), capabilities, kind }
+    Probe {
+        api_version: Some(kvm::API_VERSION),
+        capabilities,
+        kind,
+    }
 }
 
 /// Runs the micro-guests in a thread of their own, which is left behind if one
@@ -170,7 +187,9 @@ fn kind(kvm: Kvm) -> KvmKind {
     };
     let unusable = |reason: String| KvmKind::Unusable { reason };
     if let Err(error) = thread::Builder::new().spawn(run) {
-        return unusable(format!("cannot start a thread to run micro-guests in: {error}"));
+        return unusable(format!(
+            "cannot start a thread to run micro-guests in: {error}"
+        ));
     }
     match receive.recv_timeout(PATIENCE) {
         Ok(Ok(kind)) => kind,
@@ -199,9 +218,14 @@ fn run_all(kvm: &Kvm) -> Result<KvmKind, MicroGuestError> {
     }
     if rate >= EMULATED_BELOW && repairs.is_empty() {
         let name = cpuid::vendor(guests.cpuid());
-        return Ok(KvmKind::Hardware { vendor: String::from_utf8_lossy(&name).into_owned() });
+        return Ok(KvmKind::Hardware {
+            vendor: String::from_utf8_lossy(&name).into_owned(),
+        });
     }
-    Ok(KvmKind::Pvm { emulated_insn_per_s: rate, repairs })
+    Ok(KvmKind::Pvm {
+        emulated_insn_per_s: rate,
+        repairs,
+    })
 }
 
 #[cfg(test)]
@@ -214,7 +238,10 @@ mod tests {
         let found = probe();
         match &found.kind {
             KvmKind::Hardware { vendor } => assert_eq!(vendor.len(), 12),
-            KvmKind::Pvm { emulated_insn_per_s, repairs } => {
+            KvmKind::Pvm {
+                emulated_insn_per_s,
+                repairs,
+            } => {
                 assert!(*emulated_insn_per_s < EMULATED_BELOW || !repairs.is_empty());
             }
             KvmKind::Unusable { reason } => assert!(!reason.is_empty()),
@@ -224,7 +251,10 @@ mod tests {
 
     #[test]
     fn report_has_a_flat_kind() {
-        let kind = KvmKind::Pvm { emulated_insn_per_s: 1_500_000, repairs: vec![Repair::Int3] };
+        let kind = KvmKind::Pvm {
+            emulated_insn_per_s: 1_500_000,
+            repairs: vec![Repair::Int3],
+        };
         assert_eq!(
             serde_json::to_string(&kind).unwrap(),
             r#"{"kind":"pvm","emulated_insn_per_s":1500000,"repairs":["int3"]}"#

@@ -64,7 +64,7 @@ pub fn prepare(cpuid: &mut CpuId, topology: Topology) -> Result<(), vmm_sys_util
                 match entry.index {
                     0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 1 << 8),
                     1 => {
-                        (entry.eax, entry.ebx, entry.ecx) = (topology.id_bits(), vcpus, 2 << 8 | 1)
+                        (entry.eax, entry.ebx, entry.ecx) = (topology.id_bits(), vcpus, 2 << 8 | 1);
                     }
                     _ => (entry.eax, entry.ebx) = (0, 0),
                 }
