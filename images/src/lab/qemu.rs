@@ -29,7 +29,7 @@ const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 /// directory, `$2` the time in minutes.
 const WATCHDOG: &str = r#"
 cd "$1" || exit
-while sleep 20; do
+while sleep 20 && [ -e qemu.lock ]; do
     flock --nonblock --shared qemu.lock true && exit
     [ -z "$(find last-used -mmin "-$2")" ] || continue
     flock --nonblock --exclusive sessions.lock sh -c 'kill "$(cat qemu.pid)"' && exit
