@@ -229,6 +229,9 @@ impl Pump<'_> {
         }
         let ends = if self.how.terminal {
             matches!(signal, libc::SIGTERM | libc::SIGHUP)
+        } else if self.how.detach.is_some() {
+            // A console is left, not ended: it has no process of ours.
+            matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP)
         } else {
             self.asked > PATIENCE
         };
