@@ -114,7 +114,7 @@ impl Plan {
         let (blocks, work_ms, cold_starts, density_instances, density_blocks) =
             match (wishes.profile, emulated) {
                 (Profile::Quick, false) => (8, 400, 3, 8, 3),
-                (Profile::Quick, true) => (6, 150, 1, 4, 1),
+                (Profile::Quick, true) => (6, 300, 1, 4, 1),
                 (Profile::Full, false) => (16, 2000, 10, 16, 6),
                 (Profile::Full, true) => (12, 500, 3, 6, 3),
             };

@@ -56,10 +56,12 @@ pub fn warm_up(
             Err(error) => {
                 // It may have got half way.
                 let _ = model.close();
-                unavailable.push(UnavailableModel {
-                    model: id,
-                    reason: error.to_string(),
-                });
+                let text = error.to_string();
+                let reason = text
+                    .strip_prefix(&format!("{id}: "))
+                    .unwrap_or(&text)
+                    .to_owned();
+                unavailable.push(UnavailableModel { model: id, reason });
             }
         }
     }

@@ -56,15 +56,14 @@ impl Instance for FakeInstance {
     }
 
     fn exec(&mut self, argv: &[&str], _: Duration) -> Result<Execution, ModelError> {
-        let (ns, exit_code, stdout) = match &mut self.script {
-            Some(script) => script.pop_front().ok_or_else(|| ModelError::Unavailable {
+        let (ns, exit_code, stdout) = if let Some(script) = &mut self.script {
+            script.pop_front().ok_or_else(|| ModelError::Unavailable {
                 model: ModelId::Process,
                 reason: "the script is over".into(),
-            })?,
-            None => {
-                let (ns, line) = answer(argv);
-                (ns, 0, line)
-            }
+            })?
+        } else {
+            let (ns, line) = answer(argv);
+            (ns, 0, line)
         };
         let mut waterfall = Waterfall::new();
         waterfall.set(Event::FirstByte, ns);

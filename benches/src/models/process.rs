@@ -171,7 +171,7 @@ fn execute(workload: &Path, argv: &[&str], within: Duration) -> Result<Execution
         child.stdout.take().map(OwnedFd::from),
         child.stderr.take().map(OwnedFd::from),
     ];
-    let collected = collect(outputs, &clock, &mut waterfall, Instant::now() + within);
+    let collected = collect(outputs, clock, &mut waterfall, Instant::now() + within);
     if !matches!(collected, Ok(Some(_))) {
         // Fails only for a process that is gone.
         let _ = child.kill();
@@ -204,7 +204,7 @@ fn shell_code(status: std::process::ExitStatus) -> u8 {
 /// Reads both outputs to their ends; `None` when the deadline came first.
 fn collect(
     outputs: [Option<OwnedFd>; 2],
-    clock: &Clock,
+    clock: Clock,
     waterfall: &mut Waterfall,
     deadline: Instant,
 ) -> Result<Option<[Vec<u8>; 2]>, Errno> {

@@ -199,8 +199,13 @@ fn distributions(recording: &Recording, summary: &Summary) -> Markup {
 
 fn starts(summary: &Summary) -> Markup {
     html! {
-        @if let Some(svg) = plot::waterfall(summary) {
-            figure.one { (PreEscaped(svg)) }
+        @if let Some(svg) = plot::waterfall(summary, false) {
+            div.plots {
+                figure { (PreEscaped(svg)) figcaption { "All models on the same scale." } }
+                @if let Some(svg) = plot::waterfall(summary, true) {
+                    figure { (PreEscaped(svg)) figcaption { "Each model on its own scale." } }
+                }
+            }
             div.wide {
                 table {
                     thead {
@@ -430,8 +435,8 @@ mod tests {
     #[test]
     fn has_every_plot_and_nothing_to_fetch() {
         let page = render(&recording());
-        // Eight distributions, the forest, the waterfall, the density.
-        assert_eq!(page.matches("<svg ").count(), Metric::ALL.len() + 3);
+        // Eight distributions, the forest, two waterfalls, the density.
+        assert_eq!(page.matches("<svg ").count(), Metric::ALL.len() + 4);
         for svg in page.split("<svg ").skip(1) {
             let svg = svg.split("</svg>").next().unwrap();
             assert!(svg.contains("aria-label="));

@@ -8,7 +8,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::summary::Summary;
+use super::summary::{Start, Summary};
 use crate::metric::{Metric, format_value};
 use crate::models::ModelId;
 use crate::result::{EVENTS, Recording, Sample};
@@ -274,27 +274,46 @@ pub(super) fn forest(summary: &Summary) -> Option<String> {
     })
 }
 
-/// The events of cold starts, as segments between events.
-pub(super) fn waterfall(summary: &Summary) -> Option<String> {
+/// The events of cold starts, as segments between events; each model on a
+/// scale of its own (its T8 is the whole width) or all on the same.
+pub(super) fn waterfall(summary: &Summary, own_scale: bool) -> Option<String> {
     let models: Vec<ModelId> = summary.starts.iter().map(|start| start.model).collect();
-    let most = summary
-        .starts
-        .iter()
-        .flat_map(|start| start.median_ms.iter().flatten().copied())
-        .fold(0.0, f64::max);
+    let longest = |start: &Start| {
+        start
+            .median_ms
+            .iter()
+            .flatten()
+            .copied()
+            .fold(0.0, f64::max)
+    };
+    let most = summary.starts.iter().map(longest).fold(0.0, f64::max);
     if most <= 0.0 {
         return None;
     }
     let line = 58;
-    let title = "events of a cold start by model, medians";
+    let title = if own_scale {
+        "events of a cold start by model, medians, each model on its own scale"
+    } else {
+        "events of a cold start by model, medians"
+    };
+    let (whole, label) = if own_scale {
+        (100.0, "% of the model's own T0 to T8")
+    } else {
+        (most, "ms after the request (T0)")
+    };
     svg(models.len() as u32 * line + AXIS + 8, title, |root| {
-        let mut chart = rows(root, &models, 0.0..most * 1.03, "ms after the request (T0)")?;
+        let mut chart = rows(root, &models, 0.0..whole * 1.03, label)?;
         for (index, start) in summary.starts.iter().enumerate() {
             let y = row(&models, index);
+            let scale = if own_scale {
+                whole / longest(start).max(f64::MIN_POSITIVE)
+            } else {
+                1.0
+            };
             let events: Vec<(&str, f64)> = EVENTS
                 .iter()
                 .zip(&start.median_ms)
-                .filter_map(|((_, name, _), at)| Some((*name, (*at)?)))
+                .filter_map(|((_, name, _), at)| Some((*name, (*at)? * scale)))
                 .collect();
             for (step, pair) in events.windows(2).enumerate() {
                 let strength = if step % 2 == 0 { 0.75 } else { 0.4 };
@@ -302,7 +321,7 @@ pub(super) fn waterfall(summary: &Summary) -> Option<String> {
                 let corners = [(pair[0].1, y - 0.18), (pair[1].1, y + 0.18)];
                 chart.draw_series([Rectangle::new(corners, style)])?;
             }
-            let mut free = [i32::MIN; 3];
+            let mut free = [i32::MIN; 2];
             for (name, at) in &events {
                 let line = [(*at, y - 0.24), (*at, y + 0.24)];
                 chart.draw_series([PathElement::new(line, INK.stroke_width(1))])?;
@@ -314,10 +333,8 @@ pub(super) fn waterfall(summary: &Summary) -> Option<String> {
                     continue;
                 };
                 free[place] = x + 20;
-                let style = ("sans-serif", 11)
-                    .into_font()
-                    .color(&INK)
-                    .pos(Pos::new(HPos::Center, VPos::Center));
+                let centre = Pos::new(HPos::Center, VPos::Center);
+                let style = ("sans-serif", 11).into_font().color(&INK).pos(centre);
                 root.draw(&Text::new(*name, (x, places[place]), style))?;
             }
         }

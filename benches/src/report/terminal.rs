@@ -9,6 +9,9 @@ use crate::metric::{Metric, format_value};
 use crate::models::ModelId;
 use crate::stats::Interval;
 
+/// Columns from which the table is fitted to the terminal.
+const READABLE: u16 = 90;
+
 /// The report for a terminal.
 pub fn terminal(summary: &Summary) -> String {
     let mut text = String::new();
@@ -16,7 +19,11 @@ pub fn terminal(summary: &Summary) -> String {
     let _ = writeln!(text, "{}", heading(summary));
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
+    // A terminal that says it is very narrow (or a serial line that says 0) is
+    // better served by long lines than by columns of single letters.
+    if table.width().is_some_and(|width| width >= READABLE) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     let mut head = vec!["metric".to_owned()];
     head.extend(summary.plan.models.iter().map(ToString::to_string));
     table.set_header(head);

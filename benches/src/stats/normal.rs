@@ -53,7 +53,6 @@ mod tests {
         ] {
             assert!((normal_quantile(p) - z).abs() < 1e-12, "{p}");
         }
-        assert_eq!(normal_quantile(0.0), f64::NEG_INFINITY);
-        assert_eq!(normal_quantile(1.0), f64::INFINITY);
+        assert!(normal_quantile(0.0) < f64::MIN && normal_quantile(1.0) > f64::MAX);
     }
 }
