@@ -1,27 +1,9 @@
 //! KVM: whether it can be opened, what it offers, and of what kind it is.
 
-use std::fs;
-
-use kvm_ioctls::{Cap, Kvm};
+use vmm::probe::{KvmKind, Probe, probe};
 
 use super::Finding;
 use crate::place::{self, DEVICE};
-
-/// The only version of KVM's interface that there is.
-const API_VERSION: i32 = 12;
-
-/// What guests need of KVM.
-const NEEDED: [(Cap, &str); 9] = [
-    (Cap::UserMemory, "user memory"),
-    (Cap::Irqchip, "irqchip"),
-    (Cap::Pit2, "PIT"),
-    (Cap::Ioeventfd, "ioeventfd"),
-    (Cap::Irqfd, "irqfd"),
-    (Cap::SetTssAddr, "TSS address"),
-    (Cap::ExtCpuid, "CPUID"),
-    (Cap::ImmediateExit, "immediate exit"),
-    (Cap::MpState, "MP state"),
-];
 
 /// What was found out about KVM.
 pub(super) struct Report {
@@ -30,7 +12,7 @@ pub(super) struct Report {
     pub(super) is_usable: bool,
 }
 
-/// Opens KVM and asks it.
+/// Opens KVM, asks it, and runs micro-guests on it.
 pub(super) fn check() -> Report {
     if let place::Kvm::Missing { why, cure } = place::kvm() {
         return Report {
@@ -38,87 +20,59 @@ pub(super) fn check() -> Report {
             is_usable: false,
         };
     }
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            let found = format!("{DEVICE} cannot be opened ({error})");
-            return Report {
-                findings: vec![Finding::lacking(
-                    "kvm",
-                    found,
-                    "see the kernel's log (dmesg)",
-                )],
-                is_usable: false,
-            };
-        }
-    };
-    let mut findings = Vec::new();
-    let version = kvm.get_api_version();
-    let is_known = version == API_VERSION;
-    findings.push(if is_known {
-        Finding::good(
+    let probe = probe();
+    let mut findings = vec![match probe.api_version {
+        Some(version) => Finding::good("kvm", format!("{DEVICE} opens, API version {version}")),
+        None => Finding::lacking(
             "kvm",
-            format!(
-                "{DEVICE} opens, API version {version}, up to {} vCPUs",
-                kvm.get_max_vcpus()
-            ),
-        )
-    } else {
-        Finding::lacking(
-            "kvm",
-            format!("API version {version}, not {API_VERSION}"),
-            "boot a kernel from this decade",
-        )
-    });
-    let lacking: Vec<_> = NEEDED
-        .iter()
-        .filter(|(cap, _)| !kvm.check_extension(*cap))
-        .map(|(_, name)| *name)
-        .collect();
-    findings.push(if lacking.is_empty() {
-        Finding::good("kvm capabilities", "all that guests need")
-    } else {
-        Finding::lacking(
-            "kvm capabilities",
-            format!("without {}", lacking.join(", ")),
-            "boot a newer kernel, with KVM's irqchip built in",
-        )
-    });
-    let (kind, is_hardware) = kind();
-    findings.push(kind);
+            probe.kind.to_string(),
+            "see the kernel's log (dmesg)",
+        ),
+    }];
+    if !probe.capabilities.is_empty() {
+        findings.push(capabilities(&probe));
+    }
+    findings.push(kind(&probe.kind));
     Report {
         findings,
-        is_usable: is_known && lacking.is_empty() && is_hardware,
+        is_usable: probe.kind.is_hardware(),
+    }
+}
+
+fn capabilities(probe: &Probe) -> Finding {
+    const WHAT: &str = "kvm capabilities";
+    let missing: Vec<_> = probe
+        .capabilities
+        .iter()
+        .filter(|capability| !capability.present)
+        .map(|capability| format!("{} ({})", capability.name, capability.purpose))
+        .collect();
+    if missing.is_empty() {
+        let found = format!("all {} that guests need", probe.capabilities.len());
+        Finding::good(WHAT, found)
+    } else {
+        let found = format!("without {}", missing.join(", "));
+        Finding::lacking(WHAT, found, "boot a newer kernel")
     }
 }
 
 /// What runs the guests' kernels: the processor, or an emulator.
-fn kind() -> (Finding, bool) {
-    let cure = "guests run in the lab; for hardware virtualization use a machine, or a kind of \
-                cloud instance, that has VT-x or SVM";
-    match place::kvm() {
-        place::Kvm::Hardware => {
-            let module = ["kvm_intel", "kvm_amd"]
-                .into_iter()
-                .find(|module| fs::exists(format!("/sys/module/{module}")).unwrap_or(false));
-            let place = if place::is_lab() {
+fn kind(kind: &KvmKind) -> Finding {
+    const WHAT: &str = "kvm kind";
+    let cure = match kind {
+        KvmKind::Hardware { .. } => {
+            let emulated = if place::is_lab() {
                 ", emulated: this is the lab"
             } else {
                 ""
             };
-            let module = module.map_or_else(String::new, |module| format!(" ({module})"));
-            (
-                Finding::good("kvm kind", format!("hardware{module}{place}")),
-                true,
-            )
+            return Finding::good(WHAT, format!("{kind}{emulated}"));
         }
-        _ => (
-            Finding::lacking(
-                "kvm kind",
-                "PVM: no VT-x or SVM; guests' kernels are emulated and do not start directly",
-                cure,
-            ),
-            false,
-        ),
-    }
+        KvmKind::Pvm { .. } => {
+            "guests run in the lab; to run them directly, use a machine (or a kind of cloud \
+             instance) with VT-x or SVM"
+        }
+        KvmKind::Unusable { .. } => "see the kernel's log (dmesg)",
+    };
+    Finding::lacking(WHAT, kind.to_string(), cure)
 }
