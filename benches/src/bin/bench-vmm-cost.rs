@@ -229,14 +229,8 @@ fn micro_guest(code: &[u8]) -> Vec<u8> {
     // Program header: load, all permissions, offset, addresses, sizes, alignment.
     put(&1u32.to_le_bytes());
     put(&7u32.to_le_bytes());
-    for word in [
-        120,
-        ADDRESS,
-        ADDRESS,
-        CODE.len() as u64,
-        CODE.len() as u64,
-        16,
-    ] {
+    let size = code.len() as u64;
+    for word in [120, ADDRESS, ADDRESS, size, size, 16] {
         put(&word.to_le_bytes());
     }
     put(code);
