@@ -181,6 +181,7 @@ fn report(workload: &Workload, work: u64, outcome: &Outcome, ns: u128) -> Result
 }
 
 /// Counts primes by trial division, as `sysbench cpu` does.
+#[expect(clippy::unnecessary_wraps, reason = "all workloads are of one type")]
 fn cpu_prime(work: u64) -> Result<Outcome, String> {
     let mut found = 0_u64;
     for _ in 0..work {
@@ -211,6 +212,7 @@ fn is_prime(candidate: u32) -> bool {
 }
 
 /// Enters the kernel and leaves it: `getppid`, which no libc caches.
+#[expect(clippy::unnecessary_wraps, reason = "all workloads are of one type")]
 fn sys_null(work: u64) -> Result<Outcome, String> {
     // SAFETY: getppid takes no arguments, touches no memory and cannot fail.
     let parent = unsafe { libc::syscall(libc::SYS_getppid) };
