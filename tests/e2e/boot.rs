@@ -74,7 +74,7 @@ fn a_guest_that_panics_is_told_apart_from_one_that_powers_off() {
     let guest = GuestName::new("panic");
     guest
         .start(&["--cmdline", "rdinit=/no/such/init"])
-        .fails(20, &["panic", "No working init found", guest.as_str()]);
+        .fails(20, &["panic", "Unable to mount root fs", guest.as_str()]);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_guest_that_never_becomes_ready_is_given_up_with_its_last_words() {
             "--ready-timeout",
             "10s",
         ])
-        .fails(24, &["not ready", "No working init found"]);
+        .fails(24, &["not ready", "Unable to mount root fs"]);
     assert_eq!(footprint(guest.as_str()), before);
 }
 
@@ -101,7 +101,7 @@ fn what_is_not_a_kernel_is_refused_by_what_it_is() {
         (
             "text",
             b"this is not a kernel, it is a letter\n".repeat(100),
-            "not a kernel",
+            "text file",
         ),
         (
             "gzip",

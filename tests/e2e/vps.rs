@@ -208,8 +208,8 @@ fn limits_hold() {
             .run()
     };
 
-    let bomb = small("head -c 100M /dev/zero | tail -c 100M > /dev/null");
-    assert_ne!(bomb.code(), 0, "100 MiB fitted into 24 MiB: {bomb}");
+    let bomb = small("head -c 40000000 /dev/zero | tail -c 40000000 > /dev/null");
+    assert_ne!(bomb.code(), 0, "40 MB fitted into 24 MiB: {bomb}");
     let forks = small("for i in $(seq 40); do sleep 5 & done; wait");
     assert!(
         forks.stderr.contains("fork"),
@@ -249,7 +249,7 @@ fn stop_restart_and_destroy() {
         .vps("exec")
         .args(["web", "--", "true"])
         .run()
-        .fails(1, &["web", "not running"]);
+        .fails(1, &["web", "stopped", "insula vps start web"]);
     guest.vps("destroy").args(["web"]).run().ok();
     guest.vps("start").args(["web"]).run().fails(1, &["web"]);
 

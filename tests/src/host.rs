@@ -10,7 +10,10 @@ use crate::command::{Finished, Invocation};
 use crate::program::insula;
 
 /// Whether guests run in the lab, as `insula doctor` says.
-fn in_lab() -> bool {
+///
+/// # Panics
+/// If they can run nowhere: the tests need a KVM, and say so.
+pub fn in_lab() -> bool {
     static LAB: OnceLock<bool> = OnceLock::new();
     *LAB.get_or_init(|| {
         let report = Invocation::new(insula()).args(["doctor", "--json"]).run();

@@ -14,5 +14,5 @@ mod host;
 mod program;
 
 pub use command::{Finished, Invocation};
-pub use host::{Footprint, GuestName, footprint, host, json};
+pub use host::{Footprint, GuestName, footprint, host, in_lab, json};
 pub use program::insula;
