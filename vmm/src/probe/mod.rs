@@ -22,12 +22,9 @@ use self::micro_guest::{MicroGuestError, MicroGuests, Outcome};
 use crate::kvm::{self, KvmError};
 use crate::vcpu::cpuid;
 
-/// Time after which a micro-guest is stuck. All together take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Instructions a second below which they are emulated: emulators do a few
-/// million, processors (and QEMU, when it emulates one) a hundred million and more.
-const EMULATED_BELOW: u64 = 20_000_000;
+/// Time after which a micro-guest is stuck. All together take milliseconds;
+/// seconds on an emulated host that has to share its processor.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -216,7 +213,8 @@ fn run_all(kvm: &Kvm) -> Result<KvmKind, MicroGuestError> {
             repairs.push(repair);
         }
     }
-    if rate >= EMULATED_BELOW && repairs.is_empty() {
+    // What guests can do decides, and no clock: a busy host is slow, too.
+    if repairs.is_empty() {
         let name = cpuid::vendor(guests.cpuid());
         return Ok(KvmKind::Hardware {
             vendor: String::from_utf8_lossy(&name).into_owned(),
@@ -238,12 +236,7 @@ mod tests {
         let found = probe();
         match &found.kind {
             KvmKind::Hardware { vendor } => assert_eq!(vendor.len(), 12),
-            KvmKind::Pvm {
-                emulated_insn_per_s,
-                repairs,
-            } => {
-                assert!(*emulated_insn_per_s < EMULATED_BELOW || !repairs.is_empty());
-            }
+            KvmKind::Pvm { repairs, .. } => assert!(!repairs.is_empty()),
             KvmKind::Unusable { reason } => assert!(!reason.is_empty()),
         }
         assert!(!found.kind.to_string().is_empty());
