@@ -11,8 +11,8 @@ const REBOOTS: usize = 5;
 const REBOOT_WINDOW: u64 = 60 * SECOND;
 /// Between two askings of an init to stop.
 const ASK_EVERY: u64 = SECOND;
-/// Between two looks whether a young init handles the signal by now.
-const LOOK_EVERY: u64 = SECOND / 20;
+/// Between two looks what the init does.
+const LOOK_EVERY: u64 = SECOND / 50;
 
 /// Where a VPS is in its life. Times are nanoseconds since the kernel booted.
 #[derive(Debug)]
@@ -30,8 +30,23 @@ pub(crate) struct Life {
 struct Stop {
     deadline: u64,
     next: u64,
+    /// When its init was asked last.
+    asked: Option<u64>,
     killed: bool,
+    /// Killed when it had powered off in all but name.
+    finished: bool,
     restart: bool,
+}
+
+/// What an init does about being asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hearing {
+    /// It handles the signal that asks.
+    Listens,
+    /// It does not: not yet, never, or no more.
+    Deaf,
+    /// It does not, is the last process of its VPS, and lets time pass.
+    AloneAsleep,
 }
 
 /// What to do with a VPS whose init has ended.
@@ -132,15 +147,21 @@ impl Life {
         self.stop = Some(Stop {
             deadline: before.map_or(deadline, |stop| stop.deadline.min(deadline)),
             next: now,
+            asked: before.and_then(|stop| stop.asked),
             killed: before.is_some_and(|stop| stop.killed),
+            finished: false,
             restart,
         });
     }
 
-    /// What to do now, while it is to stop. `handles`: whether its init
-    /// handles the signal that asks it; `grown_up`: the age at which one that
-    /// does not never will.
-    pub(crate) fn stop_step(&mut self, now: u64, handles: bool, grown_up: u64) -> StopStep {
+    /// What to do now, while it is to stop. `hearing`: what its init does;
+    /// `grown_up`: the age at which one that is deaf will always be.
+    ///
+    /// An init that has taken the signal is left alone from then on: it may
+    /// well shed its handlers while it ends its services. When nothing is left
+    /// but itself in a pause (busybox's pauses for two seconds before it
+    /// powers off) all is done, and waiting would be for nobody's good.
+    pub(crate) fn stop_step(&mut self, now: u64, hearing: Hearing, grown_up: u64) -> StopStep {
         let age = now.saturating_sub(self.started_at);
         let Some(stop) = &mut self.stop else {
             return StopStep::Wait;
@@ -148,16 +169,19 @@ impl Life {
         if stop.killed {
             return StopStep::Wait;
         }
-        let deaf = !handles && age >= grown_up;
-        if now >= stop.deadline || deaf {
+        let deaf = hearing != Hearing::Listens && stop.asked.is_none() && age >= grown_up;
+        stop.finished = hearing == Hearing::AloneAsleep && stop.asked.is_some();
+        if now >= stop.deadline || deaf || stop.finished {
             stop.killed = true;
             return StopStep::Kill;
         }
         if now < stop.next {
             return StopStep::Wait;
         }
-        stop.next = now + if handles { ASK_EVERY } else { LOOK_EVERY };
-        if handles {
+        stop.next = now + LOOK_EVERY;
+        let due = stop.asked.is_none_or(|asked| now >= asked + ASK_EVERY);
+        if hearing == Hearing::Listens && due {
+            stop.asked = Some(now);
             StopStep::Ask
         } else {
             StopStep::Wait
@@ -172,7 +196,8 @@ impl Life {
 
     /// Its init has ended so at `now`.
     pub(crate) fn ended(&mut self, now: u64, exit: Exit, policy: RestartPolicy) -> After {
-        self.last_exit = Some(exit);
+        let finished = self.stop.is_some_and(|stop| stop.finished);
+        self.last_exit = Some(if finished { Exit::Halt } else { exit });
         self.state = VpsState::Stopped;
         if let Some(stop) = self.stop.take() {
             return if stop.restart {
@@ -206,6 +231,7 @@ impl Life {
 
 #[cfg(test)]
 mod tests {
+    use super::Hearing::{AloneAsleep, Deaf, Listens};
     use super::*;
 
     const ALLOW: RestartPolicy = RestartPolicy::AllowReboot;
@@ -286,27 +312,27 @@ mod tests {
         let begin = 10 * SECOND;
         life.stop(begin, 2500, false);
         assert_eq!(life.state(), VpsState::Stopping);
-        assert_eq!(life.stop_step(begin, true, 5 * SECOND), StopStep::Ask);
-        assert_eq!(life.next_step(), Some(begin + SECOND));
+        assert_eq!(life.stop_step(begin, Listens, 5 * SECOND), StopStep::Ask);
+        assert_eq!(life.next_step(), Some(begin + LOOK_EVERY));
         assert_eq!(
-            life.stop_step(begin + SECOND / 2, true, 5 * SECOND),
+            life.stop_step(begin + SECOND / 2, Listens, 5 * SECOND),
             StopStep::Wait
         );
         assert_eq!(
-            life.stop_step(begin + SECOND, true, 5 * SECOND),
+            life.stop_step(begin + SECOND, Listens, 5 * SECOND),
             StopStep::Ask
         );
         assert_eq!(
-            life.stop_step(begin + 2 * SECOND, true, 5 * SECOND),
+            life.stop_step(begin + 2 * SECOND, Listens, 5 * SECOND),
             StopStep::Ask
         );
-        assert_eq!(life.next_step(), Some(begin + SECOND * 5 / 2));
+        assert_eq!(life.next_step(), Some(begin + 2 * SECOND + LOOK_EVERY));
         assert_eq!(
-            life.stop_step(begin + SECOND * 5 / 2, true, 5 * SECOND),
+            life.stop_step(begin + SECOND * 5 / 2, Listens, 5 * SECOND),
             StopStep::Kill
         );
         assert_eq!(
-            life.stop_step(begin + 9 * SECOND, true, 5 * SECOND),
+            life.stop_step(begin + 9 * SECOND, Listens, 5 * SECOND),
             StopStep::Wait
         );
         assert_eq!(life.next_step(), None);
@@ -320,19 +346,39 @@ mod tests {
     fn an_init_that_is_deaf_is_killed_and_a_young_one_is_waited_for() {
         let mut life = running(0);
         life.stop(6 * SECOND, 30_000, false);
-        assert_eq!(
-            life.stop_step(6 * SECOND, false, 5 * SECOND),
-            StopStep::Kill
-        );
+        assert_eq!(life.stop_step(6 * SECOND, Deaf, 5 * SECOND), StopStep::Kill);
 
         let mut life = running(0);
         life.stop(SECOND, 30_000, false);
-        assert_eq!(life.stop_step(SECOND, false, 5 * SECOND), StopStep::Wait);
+        assert_eq!(life.stop_step(SECOND, Deaf, 5 * SECOND), StopStep::Wait);
         assert_eq!(life.next_step(), Some(SECOND + LOOK_EVERY));
         assert_eq!(
-            life.stop_step(SECOND + LOOK_EVERY, true, 5 * SECOND),
+            life.stop_step(SECOND + LOOK_EVERY, Listens, 5 * SECOND),
             StopStep::Ask
         );
+    }
+
+    #[test]
+    fn an_init_that_went_deaf_when_asked_is_waited_for_until_it_is_done() {
+        let begin = 60 * SECOND;
+        let mut life = running(0);
+        life.stop(begin, 30_000, false);
+        // Alone and asleep is how many an init spends its life.
+        assert_eq!(life.stop_step(begin, Listens, SECOND), StopStep::Ask);
+        for second in 1..20 {
+            let now = begin + second * SECOND;
+            assert_eq!(life.stop_step(now, Deaf, SECOND), StopStep::Wait);
+        }
+        let done = begin + 20 * SECOND;
+        assert_eq!(life.stop_step(done, AloneAsleep, SECOND), StopStep::Kill);
+        assert_eq!(life.ended(done, Exit::Signal(9), ALLOW), After::Down);
+        assert_eq!(life.last_exit(), Some(Exit::Halt));
+
+        // One that was never asked is not done.
+        let mut life = running(0);
+        life.stop(SECOND / 2, 30_000, false);
+        let step = life.stop_step(SECOND / 2, AloneAsleep, SECOND);
+        assert_eq!(step, StopStep::Wait);
     }
 
     #[test]
@@ -342,7 +388,7 @@ mod tests {
         assert_eq!(life.ended(2, Exit::Reboot, ALLOW), After::Down);
         life.started(3);
         life.stop(4, 0, true);
-        assert_eq!(life.stop_step(4, true, 5 * SECOND), StopStep::Kill);
+        assert_eq!(life.stop_step(4, Listens, 5 * SECOND), StopStep::Kill);
         assert_eq!(life.ended(5, Exit::Signal(9), ALLOW), After::Restart);
     }
 
@@ -352,13 +398,13 @@ mod tests {
         life.stop(0, 10_000, false);
         life.stop(SECOND, 60_000, false);
         assert_eq!(
-            life.stop_step(10 * SECOND, true, 5 * SECOND),
+            life.stop_step(10 * SECOND, Listens, 5 * SECOND),
             StopStep::Kill
         );
         let mut life = running(0);
         life.stop(0, 10_000, true);
         life.stop(SECOND, 0, false);
-        assert_eq!(life.stop_step(SECOND, true, 5 * SECOND), StopStep::Kill);
+        assert_eq!(life.stop_step(SECOND, Listens, 5 * SECOND), StopStep::Kill);
         assert_eq!(life.ended(SECOND, Exit::Signal(9), ALLOW), After::Down);
     }
 }

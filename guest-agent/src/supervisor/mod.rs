@@ -5,6 +5,7 @@
 //! the event loop carries out.
 
 mod life;
+mod listening;
 mod store;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::ioctl_fionbio;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
-use self::life::{After, Life, StopStep};
+use self::life::{After, Hearing, Life, StopStep};
+use self::listening::{handled_signals, only_sleeps};
 use self::store::{Definition, Store};
 use crate::protocol::{
     Code, EventKind, Exec, Exit, Failure, Init, Name, Terminal, Usage, VpsInfo, VpsSpec, VpsState,
@@ -670,16 +672,25 @@ impl Supervisor {
             return;
         };
         let pid = running.init.pid;
-        let ask = vps::exit::signal_for_stop(&record.vps.spec.init, handled_signals(pid));
-        let handles = !ask.needs_handler || handled_signals(pid) & (1 << (ask.signal - 1)) != 0;
-        let grown_up = match record.vps.spec.init {
-            Init::Command(_) => COMMAND_GROWN_UP,
-            Init::Template => TEMPLATE_GROWN_UP,
+        let handled = handled_signals(pid);
+        let ask = vps::exit::signal_for_stop(&record.vps.spec.init, handled);
+        let of_template = matches!(record.vps.spec.init, Init::Template);
+        let hearing = if handled & (1 << (ask - 1)) != 0 {
+            Hearing::Listens
+        } else if of_template && only_sleeps(pid) && self.engine.tasks(&record.vps) == Some(1) {
+            Hearing::AloneAsleep
+        } else {
+            Hearing::Deaf
         };
-        let step = record.life.stop_step(now(), handles, grown_up);
+        let grown_up = if of_template {
+            TEMPLATE_GROWN_UP
+        } else {
+            COMMAND_GROWN_UP
+        };
+        let step = record.life.stop_step(now(), hearing, grown_up);
         match step {
             // An init that has just ended is about to be reaped.
-            StopStep::Ask => drop(sys::kill(pid, ask.signal)),
+            StopStep::Ask => drop(sys::kill(pid, ask)),
             StopStep::Kill => {
                 if let Err(e) = self.engine.kill(&record.vps) {
                     crate::server::log(&format!("cannot kill VPS {name}: {e}"));
@@ -837,19 +848,6 @@ fn open_console(running: &mut Running, number: u32) -> Option<OpenConsole> {
         number,
         registered: EventFlags::empty(),
     })
-}
-
-/// The signals that a process blocks (to read them) or catches.
-fn handled_signals(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status
-        .lines()
-        .filter_map(|line| {
-            line.strip_prefix("SigBlk:")
-                .or_else(|| line.strip_prefix("SigCgt:"))
-        })
-        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .fold(0, |all, mask| all | mask)
 }
 
 /// Kills and removes the cgroups that an agent that was killed has left.

@@ -319,6 +319,12 @@ impl Cgroups {
         }
     }
 
+    /// How many tasks there are in a VPS.
+    pub(crate) fn tasks(&self, name: &str) -> Option<u64> {
+        let outer = open(&self.root, name).ok()?;
+        read(outer, "pids.current").ok()?.trim().parse().ok()
+    }
+
     /// What a VPS uses.
     pub(crate) fn usage(&self, name: &str) -> Result<Usage, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;

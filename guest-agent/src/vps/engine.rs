@@ -224,6 +224,12 @@ impl Engine {
         self.cgroups.remove(vps.name())
     }
 
+    /// How many processes and threads a running VPS has; `None` when it does
+    /// not run, or the kernel does not count.
+    pub(crate) fn tasks(&self, vps: &Vps) -> Option<u64> {
+        self.cgroups.tasks(vps.name())
+    }
+
     /// What a running VPS uses.
     ///
     /// # Errors

@@ -27,35 +27,22 @@ pub fn of_init(status: &WaitIdStatus) -> Exit {
     }
 }
 
-/// How an init is asked to end its VPS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StopSignal {
-    /// The signal's number.
-    pub signal: i32,
-    /// Whether the init has to have caught or blocked it for it to count: a
-    /// signal without a handler is lost on a PID 1.
-    pub needs_handler: bool,
-}
-
-/// The signal that asks `init` for a clean power-off.
+/// The signal that asks `init` for a clean power-off. A signal that a PID 1
+/// does not handle is lost on it.
 ///
-/// For the template's own init, `blocked` is its `SigBlk` mask with `caught`
-/// (`SigCgt`) or'ed in, from `/proc/PID/status`: systemd blocks SIGRTMIN+4,
-/// which asks it to power off; busybox's init catches SIGUSR2; sysvinit
-/// SIGPWR. A command gets SIGTERM.
-pub fn signal_for_stop(init: &Init, blocked_or_caught: u64) -> StopSignal {
+/// For the template's own init, `handled` says which signals it blocks,
+/// catches or waits for (bit `n - 1` is signal `n`): systemd blocks
+/// SIGRTMIN+4, which asks it to power off; busybox's init waits for SIGUSR2;
+/// sysvinit catches SIGPWR. A command gets SIGTERM.
+pub fn signal_for_stop(init: &Init, handled: u64) -> i32 {
     /// The kernel's SIGRTMIN + 2 is the C library's.
     const SIGRTMIN: i32 = 34;
-    let has = |signal: i32| blocked_or_caught & (1 << (signal - 1)) != 0;
-    let signal = match init {
+    let has = |signal: i32| handled & (1 << (signal - 1)) != 0;
+    match init {
         Init::Command(_) => libc::SIGTERM,
         Init::Template => [SIGRTMIN + 4, libc::SIGUSR2, libc::SIGPWR, libc::SIGTERM]
             .into_iter()
             .find(|signal| has(*signal))
             .unwrap_or(libc::SIGPWR),
-    };
-    StopSignal {
-        signal,
-        needs_handler: true,
     }
 }

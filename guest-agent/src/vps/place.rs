@@ -102,6 +102,13 @@ impl HeldSignals {
     }
 }
 
+/// Waits, in a test's process, for one of the signals in `mask`.
+#[cfg(test)]
+pub(crate) fn await_signals(mask: u64) {
+    raw::set_signal_mask(mask);
+    raw::wait_signal(mask);
+}
+
 /// Which process group the terminal's foreground belonged to.
 #[derive(Debug)]
 pub(crate) struct Foreground(Option<rustix::process::Pid>);
