@@ -149,6 +149,21 @@ pub fn vendor(entries: &[kvm_cpuid_entry2]) -> [u8; 12] {
     name
 }
 
+/// The features that leaf 0xD says can be enabled in XCR0.
+pub fn xsave_features(entries: &[kvm_cpuid_entry2]) -> u64 {
+    entries
+        .iter()
+        .find(|entry| entry.function == 0xd && entry.index == 0)
+        .map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
+}
+
+/// Whether the host's processor is one that QEMU emulates without KVM.
+pub fn host_is_emulated() -> bool {
+    // The hypervisor's leaf; elsewhere it is some other leaf's content.
+    let leaf = std::arch::x86_64::__cpuid(HYPERVISOR_BASE);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == b"TCGTCGTCGTCG"
+}
+
 fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
     matches!(&vendor(entries), b"AuthenticAMD" | b"HygonGenuine")
 }
@@ -226,6 +241,21 @@ mod tests {
         assert_eq!(find(&cpuid, HYPERVISOR_BASE, 0).eax, HYPERVISOR_TIMING);
         assert_eq!(find(&cpuid, HYPERVISOR_TIMING, 0).eax, 2_500_000);
         assert_eq!(cpuid.as_slice().len(), 2);
+    }
+
+    #[test]
+    fn xsave_features_are_those_of_the_first_subleaf() {
+        let main = kvm_cpuid_entry2 {
+            eax: 7,
+            edx: 1 << 30,
+            ..leaf(0xd, 0)
+        };
+        let sub = kvm_cpuid_entry2 {
+            eax: 0xf,
+            ..leaf(0xd, 1)
+        };
+        assert_eq!(xsave_features(&[sub, main]), 1 << 62 | 7);
+        assert_eq!(xsave_features(&[leaf(1, 0)]), 0);
     }
 
     #[test]

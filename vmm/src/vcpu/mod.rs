@@ -44,6 +44,10 @@ impl Vcpu {
         self.fd
             .set_cpuid2(cpuid)
             .map_err(refused("set a virtual processor's CPUID"))?;
+        let xsave = cpuid::xsave_features(cpuid.as_slice());
+        if xsave != 0 && cpuid::host_is_emulated() {
+            registers::enable_xsave_features(&self.fd, xsave)?;
+        }
         registers::set_msrs(&self.fd)?;
         registers::connect_lint_pins(&self.fd)?;
         if self.id == 0 {

@@ -1,7 +1,7 @@
 //! Registers of the first processor at the kernel's entry point, by Linux's
 //! 64-bit boot protocol: long mode, flat segments, RSI at the zero page.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::{EntryPoint, long_mode};
@@ -34,6 +34,22 @@ pub(super) fn enter_long_mode(vcpu: &VcpuFd, entry: EntryPoint) -> Result<(), Kv
         .map_err(refused("set a virtual processor's system registers"))?;
     vcpu.set_regs(&entry_regs(entry))
         .map_err(refused("set a virtual processor's registers"))
+}
+
+/// Enables `features` in XCR0 from the start, for QEMU's emulation of SVM,
+/// which does not intercept XSETBV: KVM never learns what the guest enables
+/// there, answers CPUID leaf 0xD for what it was before, and puts that back
+/// whenever it enters the guest. Linux notices, complains with a backtrace and
+/// goes on without XSAVE. What KVM knows from the start stays right.
+pub(super) fn enable_xsave_features(vcpu: &VcpuFd, features: u64) -> Result<(), KvmError> {
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..kvm_xcrs::default()
+    };
+    xcrs.xcrs[0].xcr = 0;
+    xcrs.xcrs[0].value = features;
+    vcpu.set_xcrs(&xcrs)
+        .map_err(refused("enable a virtual processor's XSAVE features"))
 }
 
 /// Model-specific registers that firmware would set. The x87 and SSE state is
