@@ -72,8 +72,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<bool> {
-    let bench = Workbench::set_up()?;
     let wanted = |bound| arguments.bound == Bound::All || arguments.bound == bound;
+    let bench = Workbench::set_up(wanted(Bound::Boot))?;
     let mut results = serde_json::Map::new();
     let mut all_hold = true;
     let mut add = |name: &str, verdict: Verdict| {

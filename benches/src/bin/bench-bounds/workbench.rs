@@ -24,17 +24,15 @@ pub(crate) struct Workbench {
 }
 
 impl Workbench {
-    /// Builds what is missing and brings it into the lab.
-    pub(crate) fn set_up() -> Result<Self> {
+    /// Builds what is missing and brings it into the lab; the untrimmed
+    /// kernel, whose build is long, only where it is wanted.
+    pub(crate) fn set_up(with_yardstick: bool) -> Result<Self> {
         let progress = Progress::stderr();
         let programs = checkout::build_programs()?;
         let bare = tempfile::tempdir().context("cannot make a temporary directory")?;
         let store = Store::user()?;
-        let mut requests = Request::DEFAULT.to_vec();
-        requests.push(Request::Kernel(Flavour::Yardstick));
-        let images = store.ensure_all(&requests, &progress)?;
+        let images = store.ensure_all(&Request::DEFAULT, &progress)?;
         let agent = store.ensure(Request::Agent, &progress)?;
-        let yardstick = store.ensure(Request::Kernel(Flavour::Yardstick), &progress)?;
 
         let lab = Lab::ensure(&LabConfig::new(true, Cache::user()?)?, &progress)?;
         let mut payload = Payload::new();
@@ -44,7 +42,10 @@ impl Workbench {
         for image in &images {
             payload.image(&image.entry)?;
         }
-        payload.file(&yardstick.path, &Self::place("yardstick"))?;
+        if with_yardstick {
+            let yardstick = store.ensure(Request::Kernel(Flavour::Yardstick), &progress)?;
+            payload.file(&yardstick.path, &Self::place("yardstick"))?;
+        }
         for name in ["bare_kvm", "bare_vps"] {
             let program: PathBuf = checkout::compile_bare(name, bare.path())?;
             payload.file(&program, &Self::place(name))?;
