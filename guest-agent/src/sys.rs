@@ -1,8 +1,7 @@
 //! The system calls that have no safe wrapper elsewhere.
 
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -30,20 +29,6 @@ fn owned(result: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set_mask(fill: bool) -> Result<(), Errno> {
-    // SAFETY: `set` is initialised by `sigfillset`/`sigemptyset` before use.
-    checked(unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        if fill {
-            libc::sigfillset(&raw mut set);
-        } else {
-            libc::sigemptyset(&raw mut set);
-        }
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut())
-    })
-    .map(drop)
-}
-
 /// Blocks every signal: they are read from [`signal_fd`]. `SIGPIPE`, which
 /// Rust ignores, becomes default again, because a blocked signal does no harm
 /// and an ignored one would be inherited by every program that is executed.
@@ -51,18 +36,15 @@ fn set_mask(fill: bool) -> Result<(), Errno> {
 /// # Errors
 /// The kernel's.
 pub(crate) fn block_signals() -> Result<(), Errno> {
-    set_mask(true)?;
+    // SAFETY: `set` is initialised by `sigfillset` before use.
+    checked(unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut())
+    })?;
     // SAFETY: the default disposition is always valid.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     Ok(())
-}
-
-/// For a child before `execve`: no signal is blocked.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn unblock_signals() -> Result<(), Errno> {
-    set_mask(false)
 }
 
 /// A non-blocking descriptor from which `signals` are read.
@@ -124,48 +106,6 @@ pub(crate) fn fork() -> Result<Option<i32>, Errno> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(code) }
-}
-
-/// `execve`; returns only what went wrong.
-pub(crate) fn execve(path: &CStr, argv: &[&CStr], env: &[&CStr]) -> Errno {
-    let pointers = |strings: &[&CStr]| -> Vec<*const libc::c_char> {
-        strings
-            .iter()
-            .map(|s| s.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
-    let (argv, env) = (pointers(argv), pointers(env));
-    // SAFETY: both arrays end with null and point to strings that outlive the call.
-    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-    last_errno()
-}
-
-/// Puts `fd` at number `target`, open across `execve`.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn place(fd: impl AsFd, target: RawFd) -> Result<(), Errno> {
-    let fd = fd.as_fd().as_raw_fd();
-    if fd == target {
-        // SAFETY: clearing flags of an open descriptor.
-        return checked(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop);
-    }
-    // SAFETY: called in a child that owns its descriptor table; what was at
-    // `target` is meant to go.
-    checked(unsafe { libc::dup2(fd, target) }).map(drop)
-}
-
-/// Marks every descriptor from `first` on to be closed at `execve`.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
-    const CLOSE_RANGE_CLOEXEC: u32 = 1 << 2;
-    // SAFETY: sets a flag on our own descriptors.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
-    checked(result as i32).map(drop)
 }
 
 /// Closes every descriptor from `first` on: for a forked worker that keeps

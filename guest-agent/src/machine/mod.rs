@@ -3,15 +3,16 @@
 
 mod overlay;
 mod spawn;
-mod users;
 
 use std::os::fd::OwnedFd;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 
 use crate::protocol::Failure;
 
 pub use overlay::MachineOverlay;
-pub use spawn::{Spawned, Streams, spawn};
-pub(crate) use spawn::{open_in, window_size};
+pub use spawn::spawn;
 
 /// The root file system that machine sessions run in, where it is not the
 /// agent's own.
@@ -53,5 +54,22 @@ impl Machine {
                 Ok(ready.as_ref())
             }
         }
+    }
+}
+
+/// Opens `path` below `root` (or below `/`), as a process there would.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn open_in(
+    root: Option<&MachineRoot>,
+    path: &str,
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match root {
+        Some(root) => openat2(&root.directory, path, flags, mode, inside),
+        None => openat(CWD, path, flags, mode),
     }
 }

@@ -8,9 +8,9 @@ use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio, ioctl_fionread};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::outbox::Outbox;
-use crate::machine::window_size;
 use crate::protocol::{Exit, Message, Name, STDIN_WINDOW, StdinCredit, Terminal, frame};
 use crate::sys;
+use crate::vps::launch::window_size;
 
 /// Input that is given back as a credit at once; less waits until all is taken.
 const CREDIT_STEP: usize = 32 * 1024;

@@ -5,12 +5,13 @@ use super::files::{Reading, Writing};
 use super::process::{self, Process, pipes};
 use super::timers::{Due, now};
 use super::{Agent, Child, PATIENCE, conclude};
-use crate::machine::{self, Streams, window_size};
+use crate::machine;
 use crate::protocol::{
     CHUNK, Code, Exec, Failure, Message, Run, Started, StdinCredit, Target, frame,
 };
-use crate::supervisor::RunStreams;
+use crate::supervisor::{RunStreams, engine_failure};
 use crate::vps::Io;
+use crate::vps::launch::window_size;
 
 fn short_of(what: &str) -> impl Fn(rustix::io::Errno) -> Failure {
     let message = format!("cannot make {what}");
@@ -66,30 +67,25 @@ impl Agent {
         };
         let (ends, far) = pipes.map_or((None, None), |(ends, far)| (Some(ends), Some(far)));
         let files = far.as_ref().map(process::FarEnds::borrowed);
-        let (pid, terminal) = match &exec.target {
+        let io = match (files, exec.terminal) {
+            (Some(files), _) => Io::Files(files),
+            (None, size) => Io::Terminal(size.unwrap_or(process::NO_SIZE)),
+        };
+        let spawned = match &exec.target {
             Target::Machine => {
                 let protected = self.protected;
-                let streams = match (files, exec.terminal) {
-                    (Some(files), _) => Streams::Files(files),
-                    (None, size) => Streams::Terminal(size.unwrap_or(process::NO_SIZE)),
-                };
                 let root = self.machine_root()?;
-                let spawned = machine::spawn(root, exec, &streams, protected)?;
-                (spawned.pid, spawned.terminal)
+                machine::spawn(root, exec, &io, protected).map_err(|e| engine_failure(&e))?
             }
             Target::Vps(name) => {
-                let io = match (files, exec.terminal) {
-                    (Some(files), _) => Io::Files(files),
-                    (None, size) => Io::Terminal(size.unwrap_or(process::NO_SIZE)),
-                };
                 let supervisor = self.supervisor.as_ref().map_err(Clone::clone)?;
-                let spawned = supervisor.exec(name, exec, &io)?;
-                (spawned.pid, spawned.terminal)
+                supervisor.exec(name, exec, &io)?
             }
         };
         drop(far);
+        let pid = spawned.pid;
         self.children.insert(pid, Child::Session(connection.id));
-        Self::become_process(connection, pid, ends, terminal)
+        Self::become_process(connection, pid, ends, spawned.terminal)
     }
 
     fn begin_run(&mut self, connection: &mut Connection, run: Run) -> Result<(), Failure> {

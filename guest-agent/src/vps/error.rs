@@ -4,6 +4,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::step::Step;
+use crate::protocol::Exec;
 
 /// Why an operation of the engine failed.
 #[derive(Debug, Error)]
@@ -18,29 +19,31 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// The new process could not make itself a home in the VPS.
-    #[error("cannot start a process in VPS {vps}: {step}: {errno}{}", step.hint(*errno))]
+    /// The new process could not make itself a home.
+    #[error("cannot start a process in {place}: {step}{subject}: {errno}{}", step.hint(*errno))]
     Child {
-        /// The VPS.
-        vps: String,
+        /// Where: "VPS web", "the machine".
+        place: String,
         /// How far it came.
         step: Step,
+        /// With which user or directory, after a space; or nothing.
+        subject: String,
         /// The kernel's answer.
         errno: Errno,
     },
     /// The program is not there.
-    #[error("{program}: not found in VPS {vps}; give the path of a program of its template")]
+    #[error("{program}: not found in {place}; give the name or the path of a program there")]
     CommandNotFound {
-        /// The VPS.
-        vps: String,
+        /// Where.
+        place: String,
         /// What was to be executed.
         program: String,
     },
     /// The program is there, but cannot be executed.
-    #[error("{program}: cannot be executed in VPS {vps}: {errno}")]
+    #[error("{program}: cannot be executed in {place}: {errno}")]
     CommandNotExecutable {
-        /// The VPS.
-        vps: String,
+        /// Where.
+        place: String,
         /// What was to be executed.
         program: String,
         /// The kernel's answer.
@@ -76,6 +79,29 @@ impl Error {
             op,
             subject: subject.into(),
             errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        }
+    }
+
+    /// Says which user or directory of `exec` a new process could not have.
+    pub(crate) fn about(self, exec: &Exec) -> Self {
+        let wanted = |step: Step| match step {
+            Step::User => exec.user.as_ref(),
+            Step::WorkingDirectory => exec.cwd.as_ref(),
+            _ => None,
+        };
+        match self {
+            Self::Child {
+                place,
+                step,
+                subject,
+                errno,
+            } => Self::Child {
+                place,
+                step,
+                subject: wanted(step).map_or(subject, |text| format!(" {text:?}")),
+                errno,
+            },
+            error => error,
         }
     }
 

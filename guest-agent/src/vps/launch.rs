@@ -1,15 +1,17 @@
 //! The last steps of every new process: what it becomes, and on which streams.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use super::step::Step;
 use super::{Error, Io, raw};
+use crate::protocol::Terminal;
 
 /// Where programs are looked for.
 pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -226,34 +228,41 @@ pub(crate) fn confine(filter: &[libc::sock_filter]) -> Result<(), Failure> {
 }
 
 /// Opens the slave side of a terminal.
-pub(crate) fn slave_of(master: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(crate) fn slave_of(master: impl AsFd) -> Result<OwnedFd, Errno> {
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     ioctl_tiocgptpeer(master, flags)
 }
 
-/// A new terminal of the instance `terminals`: master and slave. The slave
-/// belongs to `owner` and its group `tty`.
-pub(crate) fn open_terminal(
-    terminals: BorrowedFd<'_>,
-    size: crate::protocol::Terminal,
-    owner: u32,
-    tty: u32,
-) -> Result<(OwnedFd, OwnedFd), Errno> {
-    use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, openat};
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = openat(terminals, "ptmx", flags, Mode::empty())?;
-    rustix::pty::unlockpt(&master)?;
-    let slave = slave_of(master.as_fd())?;
-    fchown(&slave, Some(Uid::from_raw(owner)), Some(Gid::from_raw(tty)))?;
-    let size = rustix::termios::Winsize {
+/// A terminal's size as the kernel takes it.
+pub(crate) fn window_size(size: Terminal) -> Winsize {
+    Winsize {
         ws_row: size.rows,
         ws_col: size.columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(&master, size)?;
-    Ok((master, slave))
+    }
+}
+
+/// Makes a new terminal's master ready for use; returns its slave, which
+/// belongs to `owner` (user and group) when one is given.
+pub(crate) fn open_terminal(
+    master: &OwnedFd,
+    size: Terminal,
+    owner: Option<(u32, u32)>,
+) -> Result<OwnedFd, Errno> {
+    use rustix::fs::{Gid, Uid, fchown};
+    rustix::pty::unlockpt(master)?;
+    let slave = slave_of(master)?;
+    if let Some((user, group)) = owner {
+        fchown(
+            &slave,
+            Some(Uid::from_raw(user)),
+            Some(Gid::from_raw(group)),
+        )?;
+    }
+    rustix::termios::tcsetwinsize(master, window_size(size))?;
+    Ok(slave)
 }
 
 #[cfg(test)]

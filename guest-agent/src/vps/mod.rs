@@ -13,13 +13,13 @@
 mod cgroup;
 pub mod engine;
 pub mod error;
-mod exec;
+pub(crate) mod exec;
 pub mod exit;
 mod files;
 mod handshake;
 pub mod idmap;
 mod init;
-mod launch;
+pub(crate) mod launch;
 mod loop_device;
 mod mounts;
 pub mod place;

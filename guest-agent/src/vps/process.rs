@@ -21,9 +21,10 @@ pub struct Process {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Turns what a new process reported into a process, or its error.
+/// Turns what a new process reported into a process, or its error. `place`:
+/// where it was to be, in words.
 pub(super) fn settle(
-    name: &str,
+    place: &str,
     program: &str,
     outcome: &Result<Outcome, Errno>,
     process: Process,
@@ -37,15 +38,20 @@ pub(super) fn settle(
         Err(errno) => (Step::Unknown, *errno),
     };
     reap(&process);
-    let (vps, program) = (name.to_owned(), program.to_owned());
+    let (place, program) = (place.to_owned(), program.to_owned());
     Err(match failure {
-        (Step::Exec, Errno::NOENT | Errno::NOTDIR) => Error::CommandNotFound { vps, program },
+        (Step::Exec, Errno::NOENT | Errno::NOTDIR) => Error::CommandNotFound { place, program },
         (Step::Exec, errno) => Error::CommandNotExecutable {
-            vps,
+            place,
             program,
             errno,
         },
-        (step, errno) => Error::Child { vps, step, errno },
+        (step, errno) => Error::Child {
+            place,
+            step,
+            subject: String::new(),
+            errno,
+        },
     })
 }
 

@@ -12,7 +12,10 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
-use rustix::thread::{Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
+use rustix::thread::{
+    Gid, LinkNameSpaceType, ThreadNameSpaceType, Uid, move_into_link_name_space,
+    move_into_thread_name_spaces,
+};
 
 use super::Error;
 use super::handshake::Newcomer;
@@ -21,29 +24,49 @@ use super::raw::{self, Cloned};
 use super::step::Step;
 use super::users::User;
 
+/// Where a session is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// In the VPS with that init, behind that system call filter.
+    Vps {
+        init: BorrowedFd<'a>,
+        filter: &'a [libc::sock_filter],
+    },
+    /// Beside all VPSs: in that mount namespace, or the agent's own.
+    Machine { root: Option<BorrowedFd<'a>> },
+}
+
 /// All that a session needs.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
-    /// The VPS's init, whose namespaces it enters; or none: the machine.
-    pub(crate) init: Option<BorrowedFd<'a>>,
-    /// The machine's root directory, when it is not the process's own.
-    pub(crate) root: Option<BorrowedFd<'a>>,
+    pub(crate) place: Place<'a>,
     pub(crate) user: Option<&'a str>,
     pub(crate) cwd: Option<&'a CString>,
     /// Added to what its user has.
     pub(crate) env: &'a [String],
     pub(crate) oom_score_adj: Option<i16>,
-    pub(crate) filter: &'a [libc::sock_filter],
     pub(crate) launch: &'a Launch,
 }
 
-/// The usher: enters, and starts the session beside itself.
-pub(crate) fn usher(plan: &Plan<'_>, engine: &Newcomer) -> Result<Infallible, Failure> {
+/// The new process: becomes the session, or the usher that starts it.
+pub(crate) fn run(plan: &Plan<'_>, engine: &Newcomer) -> Result<Infallible, Failure> {
     let entered = |errno| (Step::Enter, errno);
     launch::shed_inheritance(plan.oom_score_adj)?;
-    let Some(init) = plan.init else {
-        return session(plan);
-    };
+    match plan.place {
+        Place::Machine { root } => {
+            if let Some(namespace) = root {
+                let kind = Some(LinkNameSpaceType::Mount);
+                move_into_link_name_space(namespace, kind).map_err(entered)?;
+            }
+            session(plan)
+        }
+        Place::Vps { init, .. } => usher(plan, init, engine),
+    }
+}
+
+/// Enters a VPS, and starts the session beside itself.
+fn usher(plan: &Plan<'_>, init: BorrowedFd<'_>, engine: &Newcomer) -> Result<Infallible, Failure> {
+    let entered = |errno| (Step::Enter, errno);
     // Nothing in the VPS may look into this copy of the agent.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(entered)?;
     let all = ThreadNameSpaceType::USER
@@ -66,33 +89,35 @@ pub(crate) fn usher(plan: &Plan<'_>, engine: &Newcomer) -> Result<Infallible, Fa
 
 /// The session, in its namespaces.
 fn session(plan: &Plan<'_>) -> Result<Infallible, Failure> {
-    if let Some(root) = plan.root {
-        let entered = |errno| (Step::Enter, errno);
-        rustix::process::fchdir(root).map_err(entered)?;
-        rustix::process::chroot(".").map_err(entered)?;
-    }
-    let confined = plan.init.is_some();
-    if confined {
-        // The VPS's root, from here on: its files are read with its rights.
-        become_user(&User::root()).map_err(|errno| (Step::Credentials, errno))?;
-    }
+    let refused = |errno| (Step::Credentials, errno);
+    let ids = match plan.place {
+        Place::Vps { .. } => {
+            // The VPS's root, from here on: its files are read with its rights.
+            become_user(&User::root()).map_err(refused)?;
+            super::idmap::RANGE
+        }
+        Place::Machine { .. } => u32::MAX,
+    };
     let user = match plan.user {
         None => User::root(),
         Some(text) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let root =
                 openat(CWD, "/", flags, Mode::empty()).map_err(|errno| (Step::User, errno))?;
-            User::find(root, text).ok_or((Step::User, Errno::NOENT))?
+            User::find(root, text, ids).ok_or((Step::User, Errno::NOENT))?
         }
     };
     let env = environment(plan, &user).map_err(|_| (Step::User, Errno::INVAL))?;
     let home = CString::new(user.home.as_str()).unwrap_or_default();
     let failure = plan.launch.execute(&env, || {
-        if confined {
-            launch::confine(plan.filter)?;
+        match plan.place {
+            Place::Vps { filter, .. } => {
+                launch::confine(filter)?;
+                become_user(&user).map_err(refused)?;
+                launch::die_with_engine()?;
+            }
+            Place::Machine { .. } => become_machine_user(plan, &user)?,
         }
-        become_user(&user).map_err(|errno| (Step::Credentials, errno))?;
-        launch::die_with_engine()?;
         match plan.cwd {
             Some(cwd) => rustix::process::chdir(cwd.as_c_str()),
             None if plan.user.is_some() => {
@@ -106,6 +131,18 @@ fn session(plan: &Plan<'_>) -> Result<Infallible, Failure> {
     Err(failure)
 }
 
+/// An agent that is not root serves its own user, and nobody else.
+fn become_machine_user(plan: &Plan<'_>, user: &User) -> Result<(), Failure> {
+    let own = rustix::process::geteuid();
+    if own.is_root() {
+        become_user(user).map_err(|errno| (Step::Credentials, errno))
+    } else if plan.user.is_some() && own.as_raw() != user.uid {
+        Err((Step::User, Errno::PERM))
+    } else {
+        Ok(())
+    }
+}
+
 fn become_user(user: &User) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
@@ -115,12 +152,16 @@ fn become_user(user: &User) -> Result<(), Errno> {
 }
 
 fn environment(plan: &Plan<'_>, user: &User) -> Result<Vec<CString>, Error> {
-    let mut base = vec![launch::PATH.to_owned(), format!("HOME={}", user.home)];
+    let mut base = vec![
+        launch::PATH.to_owned(),
+        format!("HOME={}", user.home),
+        format!("SHELL={}", user.shell),
+    ];
     if let Some(name) = &user.name {
         base.push(format!("USER={name}"));
         base.push(format!("LOGNAME={name}"));
     }
-    if plan.init.is_some() {
+    if matches!(plan.place, Place::Vps { .. }) {
         base.push(format!("container={}", super::CONTAINER));
     }
     if matches!(plan.launch.streams, launch::Streams::Terminal(_)) {

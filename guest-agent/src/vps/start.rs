@@ -64,8 +64,11 @@ impl Engine {
         let terminals = mounts::terminals(tty).map_err(error("make /dev/pts of VPS"))?;
         let (master, slave) = match start.io {
             Io::Terminal(size) => {
-                let pair = launch::open_terminal(terminals.as_fd(), size, vps.ids.base(), tty);
-                let (master, slave) = pair.map_err(error("open console of VPS"))?;
+                let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let failed = || error("open console of VPS");
+                let master = openat(&terminals, "ptmx", flags, Mode::empty()).map_err(failed())?;
+                let owner = Some((vps.ids.base(), tty));
+                let slave = launch::open_terminal(&master, size, owner).map_err(failed())?;
                 (Some(master), Some(slave))
             }
             Io::Inherit | Io::Files(_) => (None, None),
@@ -132,7 +135,13 @@ impl Engine {
             return Err(error);
         }
         let outcome = engine.outcome();
-        settle(vps.name(), &launch.program(), &outcome, process).map(|init| Running {
+        settle(
+            &format!("VPS {}", vps.name()),
+            &launch.program(),
+            &outcome,
+            process,
+        )
+        .map(|init| Running {
             init,
             started_at_ns,
             terminals,

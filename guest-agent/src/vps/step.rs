@@ -86,6 +86,10 @@ impl Step {
             (Self::Proc | Self::Sysfs, Errno::PERM) => {
                 "; parts of the host's /proc or /sys are hidden by other mounts, unmount them"
             }
+            (Self::User, Errno::NOENT) => {
+                "; give a name from its /etc/passwd (and /etc/group, after a colon), or a number"
+            }
+            (Self::User, Errno::PERM) => "; this agent does not run as root",
             (Self::Pivot, Errno::INVAL) => {
                 "; the engine runs on an initramfs that it must leave first"
             }

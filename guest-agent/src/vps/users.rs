@@ -1,5 +1,5 @@
-//! Users of a VPS: looked up in its own `/etc/passwd` and `/etc/group`, and
-//! nowhere else. Runs in the process that becomes the user, so that what a
+//! Users of a root file system: looked up in its own `/etc/passwd` and
+//! `/etc/group`, and nowhere else. Runs in the process that becomes the user, so that what a
 //! tenant wrote there is parsed with the tenant's rights.
 
 use std::os::fd::AsFd;
@@ -9,7 +9,10 @@ use super::root;
 /// Largest file that is looked at, in bytes.
 const LIMIT: usize = 1 << 20;
 
-/// Who a process runs as, in the VPS's IDs.
+/// The shell of users who have chosen none.
+const SHELL: &str = "/bin/sh";
+
+/// Who a process runs as, in the IDs of its VPS or machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) uid: u32,
@@ -18,6 +21,7 @@ pub(crate) struct User {
     pub(crate) groups: Vec<u32>,
     pub(crate) home: String,
     pub(crate) name: Option<String>,
+    pub(crate) shell: String,
 }
 
 impl User {
@@ -29,31 +33,32 @@ impl User {
             groups: Vec::new(),
             home: "/root".into(),
             name: Some("root".into()),
+            shell: SHELL.into(),
         }
     }
 
     /// Finds `user`, `uid`, `user:group` or `uid:gid`. `None`: no such user or
-    /// group, or not one of these forms.
-    pub(crate) fn find(root: impl AsFd, text: &str) -> Option<Self> {
+    /// group, an ID of `range` or above, or not one of these forms.
+    pub(crate) fn find(root: impl AsFd, text: &str, range: u32) -> Option<Self> {
         let passwd = root::read_file(&root, "etc/passwd", LIMIT).unwrap_or_default();
         let group = root::read_file(&root, "etc/group", LIMIT).unwrap_or_default();
         resolve(
             text,
+            range,
             &String::from_utf8_lossy(&passwd),
             &String::from_utf8_lossy(&group),
         )
     }
 }
 
-/// A numeric ID that fits the VPS's range: digits only, no sign, no spaces.
-fn id(text: &str) -> Option<u32> {
+/// A numeric ID below `range`: digits only, no sign, no spaces.
+fn id(text: &str, range: u32) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|id| digits && *id < super::idmap::RANGE)
+    text.parse().ok().filter(|id| digits && *id < range)
 }
 
-fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
+fn resolve(text: &str, range: u32, passwd: &str, group: &str) -> Option<User> {
+    let id = |text: &str| id(text, range);
     let (user, wanted_group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
@@ -61,26 +66,31 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
     let by_number = id(user);
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields[..] else {
+        let [name, _, uid, gid, _, home, ref rest @ ..] = fields[..] else {
             return None;
         };
         let (uid, gid) = (id(uid)?, id(gid)?);
         // A name of digits is taken as a number: never as another's name.
         let found = by_number.map_or(!name.is_empty() && name == user, |number| number == uid);
-        found.then(|| (name.to_owned(), uid, gid, home.to_owned()))
-    });
-    let mut found = match (entry, by_number) {
-        (Some((name, uid, gid, home)), _) => {
-            let groups = group
-                .lines()
-                .filter_map(|line| member(line, &name))
-                .collect();
+        found.then(|| {
+            let shell = rest.first().filter(|shell| !shell.is_empty());
             User {
                 uid,
                 gid,
-                groups,
-                home,
-                name: Some(name),
+                groups: Vec::new(),
+                home: home.to_owned(),
+                name: Some(name.to_owned()),
+                shell: (*shell.unwrap_or(&SHELL)).to_owned(),
+            }
+        })
+    });
+    let mut found = match (entry, by_number) {
+        (Some(user), _) => {
+            let name = user.name.as_deref().unwrap_or_default();
+            let lines = group.lines();
+            User {
+                groups: lines.filter_map(|line| member(line, name, range)).collect(),
+                ..user
             }
         }
         (None, Some(uid)) => User {
@@ -89,6 +99,7 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
             groups: Vec::new(),
             home: "/".into(),
             name: None,
+            shell: SHELL.into(),
         },
         (None, None) => return None,
     };
@@ -108,7 +119,7 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Option<User> {
 }
 
 /// The group of `line`, when `user` is one of its members.
-fn member(line: &str, user: &str) -> Option<u32> {
+fn member(line: &str, user: &str, range: u32) -> Option<u32> {
     let fields: Vec<&str> = line.split(':').collect();
     let [_, _, gid, members, ..] = fields[..] else {
         return None;
@@ -116,7 +127,7 @@ fn member(line: &str, user: &str) -> Option<u32> {
     members
         .split(',')
         .any(|member| member == user)
-        .then(|| id(gid))?
+        .then(|| id(gid, range))?
 }
 
 #[cfg(test)]
@@ -128,7 +139,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:34:\nlog:x:4:adm,www\nweb:x:50:www\n";
 
     fn ids(text: &str) -> Option<(u32, u32, Vec<u32>)> {
-        resolve(text, PASSWD, GROUP).map(|user| (user.uid, user.gid, user.groups))
+        resolve(text, 65_536, PASSWD, GROUP).map(|user| (user.uid, user.gid, user.groups))
     }
 
     #[test]
@@ -166,7 +177,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_files_and_any_name(text in ".*", passwd in ".*", group in ".*") {
-            let _ = resolve(&text, &passwd, &group);
+            let _ = resolve(&text, 65_536, &passwd, &group);
         }
     }
 }
