@@ -40,10 +40,7 @@ pub enum Error {
     },
 
     /// An image's file is missing or is not what was built.
-    #[error(
-        "{kind} '{name}' in the cache is damaged: {problem}; \
-         'insula image prune' removes it, and 'insula image build' makes it again"
-    )]
+    #[error("{kind} '{name}' in the cache is damaged: {problem}; {cure}")]
     Damaged {
         /// The kind of image.
         kind: &'static str,
@@ -51,6 +48,8 @@ pub enum Error {
         name: String,
         /// What is wrong with which file.
         problem: String,
+        /// What to do.
+        cure: &'static str,
     },
 
     /// The cache is sealed (as in the lab) and does not have the image.

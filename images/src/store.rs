@@ -4,13 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::cache::{Cache, Entry, InputHash, Kind};
+use crate::cache::{Cache, Entry, InputHash, Kind, Pruned};
 use crate::error::{Error, Result};
 use crate::kernel::{self, Flavour};
 use crate::programs::{self, Program};
 use crate::progress::Progress;
 use crate::templates::{self, Template};
-use crate::{initramfs, packages};
+use crate::{initramfs, lab, packages};
 
 /// An image that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,11 +25,14 @@ pub enum Request {
     Template(Template),
     /// The workload program, also for the bare host.
     Workload,
+    /// The lab's emulated host.
+    LabHost,
 }
 
 impl Request {
     /// What a plain `insula image build` makes: all that guests and the comparison
-    /// need. The yardstick is left to those who measure.
+    /// need. The yardstick is left to those who measure, and the lab to machines
+    /// that need one.
     pub const DEFAULT: [Self; 6] = [
         Self::Kernel(Flavour::Hardware),
         Self::Agent,
@@ -40,7 +43,7 @@ impl Request {
     ];
 
     /// Everything that can be asked for.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Kernel(Flavour::Hardware),
         Self::Kernel(Flavour::Yardstick),
         Self::Agent,
@@ -48,6 +51,7 @@ impl Request {
         Self::Workload,
         Self::Template(Template::Busybox),
         Self::Template(Template::Bench),
+        Self::LabHost,
     ];
 
     /// What the image is.
@@ -58,6 +62,7 @@ impl Request {
             Self::Initramfs => Kind::Initramfs,
             Self::Template(_) => Kind::Template,
             Self::Workload => Kind::Workload,
+            Self::LabHost => Kind::LabHost,
         }
     }
 
@@ -69,6 +74,7 @@ impl Request {
             Self::Initramfs => initramfs::ARCHIVE,
             Self::Template(_) => templates::IMAGE,
             Self::Workload => Program::Workload.binary(),
+            Self::LabHost => lab::host::ROOT,
         }
     }
 }
@@ -78,19 +84,23 @@ impl fmt::Display for Request {
         match self {
             Self::Kernel(flavour) => write!(f, "kernel/{flavour}"),
             Self::Template(template) => write!(f, "template/{template}"),
-            Self::Agent | Self::Initramfs | Self::Workload => f.write_str(self.kind().dir_name()),
+            Self::Agent | Self::Initramfs | Self::Workload | Self::LabHost => {
+                f.write_str(self.kind().dir_name())
+            }
         }
     }
 }
 
 /// Reads what [`Display`](fmt::Display) writes; the part after the slash will do
-/// (`busybox`), and `kernel` means the flavour to run guests on.
+/// (`busybox`), `kernel` means the flavour to run guests on, and `lab` its host.
 impl FromStr for Request {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text == "kernel" {
-            return Ok(Self::Kernel(Flavour::Hardware));
+        match text {
+            "kernel" => return Ok(Self::Kernel(Flavour::Hardware)),
+            "lab" => return Ok(Self::LabHost),
+            _ => {}
         }
         let is_named = |request: &Self| {
             let name = request.to_string();
@@ -149,6 +159,23 @@ impl Store {
         &self.cache
     }
 
+    /// Removes what is not needed any more: interrupted builds, damaged images, of
+    /// each image and snapshot of the lab all but the one used last, and kernel
+    /// sources of which the package is gone. With `everything`, all that is in the
+    /// cache. What is being built, and a lab that runs, stay, and are named.
+    ///
+    /// # Errors
+    /// When something cannot be listed or removed, and in a sealed cache.
+    pub fn prune(&self, everything: bool) -> Result<Pruned> {
+        let mut pruned = self.cache.prune(everything)?;
+        kernel::prune(&self.cache, everything, &mut pruned)?;
+        lab::prune(&self.cache, everything, &mut pruned)?;
+        if everything {
+            self.cache.prune_frame(&mut pruned)?;
+        }
+        Ok(pruned)
+    }
+
     /// The image, built if it is not there, and checked by its hash.
     ///
     /// # Errors
@@ -160,6 +187,7 @@ impl Store {
             Request::Workload => programs::ensure(&self.cache, Program::Workload, progress)?,
             Request::Initramfs => initramfs::ensure(&self.cache, progress)?,
             Request::Template(template) => templates::ensure(&self.cache, template, progress)?,
+            Request::LabHost => lab::host::ensure(&self.cache, progress)?,
         };
         let path = entry.path(request.main_file());
         Ok(Image {
@@ -180,6 +208,7 @@ impl Store {
                 needed.extend(match request {
                     Request::Kernel(_) => packages::KERNEL_BUILD,
                     Request::Template(_) => packages::TEMPLATES,
+                    Request::LabHost => lab::host::PACKAGES,
                     Request::Agent | Request::Initramfs | Request::Workload => {
                         packages::STATIC_PROGRAMS
                     }
@@ -230,6 +259,8 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Inputs;
+    use crate::error::IoContext;
 
     #[test]
     fn names_are_read_as_they_are_written_and_shortened() {
@@ -240,6 +271,7 @@ mod tests {
             "kernel".parse::<Request>().unwrap(),
             Request::Kernel(Flavour::Hardware)
         );
+        assert_eq!("lab".parse::<Request>().unwrap(), Request::LabHost);
         assert_eq!(
             "busybox".parse::<Request>().unwrap(),
             Request::Template(Template::Busybox)
@@ -249,6 +281,32 @@ mod tests {
             message.contains("debian") && message.contains("template/busybox"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn pruning_everything_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path().join("cache"));
+        let build = |out: &Path| std::fs::write(out.join("x"), "x").at("write", out);
+        let progress = Progress::silent();
+        let inputs = Inputs::new();
+        cache
+            .ensure(Kind::Agent, "a", &inputs, &progress, build)
+            .unwrap();
+        for work in ["kernel-hardware-1", "source/linux-1", "cargo-target"] {
+            cache.work_dir(work).unwrap();
+        }
+        for left in ["lab/running/1", "lab/snapshots/1", "lab/snapshots/.tmp-2-x"] {
+            std::fs::create_dir_all(cache.root().join(left)).unwrap();
+        }
+        let store = Store::new(cache.clone());
+        let building = cache.lock("agent-9", || {}).unwrap();
+        let kept = store.prune(true).unwrap().kept;
+        assert!(kept[0].0.ends_with("work"), "{kept:?}");
+        assert!(cache.root().join("work/cargo-target").exists());
+        drop(building);
+        assert!(store.prune(true).unwrap().kept.is_empty());
+        assert!(!cache.root().exists());
     }
 
     #[test]

@@ -239,12 +239,17 @@ impl Entry {
             .unwrap_or(UNIX_EPOCH)
     }
 
-    /// The error for a damaged entry.
-    pub(super) fn damaged(&self, problem: String) -> Error {
+    /// The error for a damaged entry; a `sealed` cache is filled from outside.
+    pub(super) fn damaged(&self, problem: String, sealed: bool) -> Error {
         Error::Damaged {
             kind: self.manifest.kind.dir_name(),
             name: self.manifest.name.clone(),
             problem,
+            cure: if sealed {
+                "'insula lab stop', outside the lab, and the next command brings it in again"
+            } else {
+                "'insula image prune' removes it, and 'insula image build' makes it again"
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A lock between processes that goes away with its holder.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -18,22 +19,28 @@ impl Lock {
     /// Creates `path` if need be and waits for its lock; `waiting` is called once
     /// if it is taken.
     pub(super) fn take(path: &Path, waiting: impl FnOnce()) -> Result<Self> {
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path)
-            .at("create the lock file", path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Self { file }),
-            Err(Errno::WOULDBLOCK) => waiting(),
-            Err(e) => return Err(Error::from_errno("lock", path, e)),
+        if let Some(lock) = Self::try_take(path)? {
+            return Ok(lock);
         }
+        waiting();
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self { file }),
-                Err(Errno::INTR) => {}
+            let lock = Self::open(path)?;
+            match flock(&lock.file, FlockOperation::LockExclusive) {
+                Ok(()) if lock.is_at(path) => return Ok(lock),
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::from_errno("lock", path, e)),
+            }
+        }
+    }
+
+    /// Takes the lock only if nobody holds it.
+    pub(super) fn try_take(path: &Path) -> Result<Option<Self>> {
+        loop {
+            let lock = Self::open(path)?;
+            match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if lock.is_at(path) => return Ok(Some(lock)),
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(e) => return Err(Error::from_errno("lock", path, e)),
             }
         }
@@ -45,8 +52,7 @@ impl Lock {
         Ok(self.file.try_clone()?.into())
     }
 
-    /// Takes the lock only if nobody holds it.
-    pub(super) fn try_take(path: &Path) -> Result<Option<Self>> {
+    fn open(path: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -54,10 +60,15 @@ impl Lock {
             .write(true)
             .open(path)
             .at("create the lock file", path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { file })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(Error::from_errno("lock", path, e)),
-        }
+        Ok(Self { file })
+    }
+
+    /// Whether the file is still the one that others find: its holder may have
+    /// removed it (as pruning does) while we waited.
+    fn is_at(&self, path: &Path) -> bool {
+        let (Ok(ours), Ok(theirs)) = (self.file.metadata(), fs::metadata(path)) else {
+            return false;
+        };
+        (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())
     }
 }

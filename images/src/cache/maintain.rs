@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::lock::Lock;
@@ -19,13 +20,15 @@ pub struct Finding {
     pub problem: Option<Error>,
 }
 
-/// What [`Cache::prune`] removed.
+/// What pruning removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Pruned {
     /// The directories that are gone.
     pub removed: Vec<PathBuf>,
-    /// The bytes they took.
+    /// The bytes that they took on disk.
     pub bytes: u64,
+    /// What would have gone but is in use, and by what.
+    pub kept: Vec<(PathBuf, &'static str)>,
 }
 
 impl Cache {
@@ -83,38 +86,103 @@ impl Cache {
         Ok(findings)
     }
 
-    /// Removes what is not needed any more: builds that were interrupted, damaged
-    /// entries, and of each kind and name all entries but the one used last. With
-    /// `everything`, all entries, sources and build directories. What is being
-    /// built right now stays.
+    /// Removes entries that are not needed any more: builds that were interrupted,
+    /// damaged entries, and of each kind and name all but the one used last; with
+    /// `everything`, all entries. What is being built right now stays.
+    /// [`crate::Store::prune`] does the rest.
     ///
     /// # Errors
-    /// When something cannot be listed or removed.
+    /// When something cannot be listed or removed, and in a sealed cache.
     pub fn prune(&self, everything: bool) -> Result<Pruned> {
-        let mut pruned = Pruned::default();
-        for finding in self.verify()? {
-            if finding.problem.is_some() || everything {
-                pruned.remove(&finding.dir)?;
-            }
+        if self.sealed()?.is_some() {
+            return Err(Error::Invalid {
+                what: "pruning",
+                reason: format!(
+                    "the image cache at {} is sealed: it goes when the lab is stopped",
+                    self.root().display()
+                ),
+            });
         }
-        let mut seen = BTreeSet::new();
-        for entry in self.list()? {
-            let m = entry.manifest();
-            if !seen.insert((m.kind, m.name.clone())) {
-                pruned.remove(entry.dir())?;
+        let mut pruned = Pruned::default();
+        if everything {
+            for kind in Kind::ALL {
+                for dir in self.entry_dirs(kind)? {
+                    pruned.remove(&dir)?;
+                }
+            }
+        } else {
+            for finding in self.verify()? {
+                if finding.problem.is_some() {
+                    pruned.remove(&finding.dir)?;
+                }
+            }
+            let mut seen = BTreeSet::new();
+            for entry in self.list()? {
+                let m = entry.manifest();
+                if !seen.insert((m.kind, m.name.clone())) {
+                    pruned.remove(entry.dir())?;
+                }
             }
         }
         for kind in Kind::ALL {
             for dir in self.temporary_dirs(kind)? {
-                if self.is_stale(kind, &dir)? {
-                    pruned.remove(&dir)?;
-                }
+                let Some(_lock) = self.lock_of_build(kind, &dir)? else {
+                    pruned.kept.push((dir, "is being built"));
+                    continue;
+                };
+                pruned.remove(&dir)?;
             }
         }
-        if everything {
-            pruned.remove(&self.root().join("work"))?;
-        }
         Ok(pruned)
+    }
+
+    /// Removes what is left when nothing is in the cache: work directories, stamps,
+    /// locks and empty directories. It all stays while anything is being built.
+    pub(crate) fn prune_frame(&self, pruned: &mut Pruned) -> Result<()> {
+        let locks = self.root().join(".locks");
+        let mut held = Vec::new();
+        for path in list_if_there(&locks)? {
+            let Some(lock) = Lock::try_take(&path)? else {
+                let work = self.root().join("work");
+                pruned.kept.push((work, "is being built in"));
+                return Ok(());
+            };
+            held.push((path, lock));
+        }
+        pruned.remove(&self.root().join("work"))?;
+        remove_dir_if_there(&self.root().join(".stamps"))?;
+        // Their holder removes them; who waited for one sees that and makes a new one.
+        for (path, _lock) in &held {
+            fs::remove_file(path).at("remove", path)?;
+        }
+        let kinds = Kind::ALL.map(Kind::dir_name);
+        for name in kinds
+            .into_iter()
+            .chain([".locks", "lab/running", "lab/snapshots", "lab", "."])
+        {
+            let dir = self.root().join(name);
+            // Where it fails, somebody has put something in: it is not empty any more.
+            let _ = fs::remove_dir(dir.components().as_path());
+        }
+        Ok(())
+    }
+
+    /// Takes the lock called `name` unless somebody holds it.
+    pub(crate) fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        let dir = self.root().join(".locks");
+        fs::create_dir_all(&dir).at("create the directory", &dir)?;
+        Lock::try_take(&dir.join(format!("{name}.lock")))
+    }
+
+    /// Whether somebody holds a lock whose name starts with `prefix`.
+    pub(crate) fn is_locked(&self, prefix: &str) -> Result<bool> {
+        for path in list_if_there(&self.root().join(".locks"))? {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            if name.starts_with(prefix.as_bytes()) && Lock::try_take(&path)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes what interrupted builds of this entry left. Its lock must be held.
@@ -131,26 +199,15 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether nobody is building in this temporary directory.
-    fn is_stale(&self, kind: Kind, dir: &Path) -> Result<bool> {
+    /// The lock of whoever builds in this temporary directory, if nobody does.
+    fn lock_of_build(&self, kind: Kind, dir: &Path) -> Result<Option<Lock>> {
         let name = dir
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let Some((hash, _)) = name
-            .strip_prefix(".tmp-")
-            .and_then(|rest| rest.split_once('-'))
-        else {
-            return Ok(true);
-        };
-        let lock = self
-            .root()
-            .join(".locks")
-            .join(format!("{kind}-{hash}.lock"));
-        if !lock.exists() {
-            return Ok(true);
-        }
-        Ok(Lock::try_take(&lock)?.is_some())
+        let rest = name.strip_prefix(".tmp-").unwrap_or(&name);
+        let (hash, _) = rest.split_once('-').unwrap_or((rest, ""));
+        self.try_lock(&format!("{kind}-{hash}"))
     }
 
     fn entry_dirs(&self, kind: Kind) -> Result<Vec<PathBuf>> {
@@ -162,27 +219,17 @@ impl Cache {
     }
 
     fn dirs(&self, kind: Kind, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
-        let parent = self.root().join(kind.dir_name());
-        let items = match fs::read_dir(&parent) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.at("list", &parent)?,
-        };
-        let mut dirs = Vec::new();
-        for item in items {
-            let item = item.at("list", &parent)?;
-            if wanted(&item.file_name().to_string_lossy()) {
-                dirs.push(item.path());
-            }
-        }
-        dirs.sort();
+        let mut dirs = list_if_there(&self.root().join(kind.dir_name()))?;
+        dirs.retain(|dir| wanted(&dir.file_name().unwrap_or_default().to_string_lossy()));
         Ok(dirs)
     }
 }
 
 impl Pruned {
-    fn remove(&mut self, dir: &Path) -> Result<()> {
+    /// Removes a directory if it is there.
+    pub(crate) fn remove(&mut self, dir: &Path) -> Result<()> {
         if dir.exists() {
-            self.bytes = self.bytes.saturating_add(size_of_tree(dir));
+            self.bytes = self.bytes.saturating_add(size_on_disk(dir));
             remove_dir_if_there(dir)?;
             self.removed.push(dir.to_path_buf());
         }
@@ -190,8 +237,23 @@ impl Pruned {
     }
 }
 
-/// The bytes of the files below `dir`, as far as they can be seen.
-fn size_of_tree(dir: &Path) -> u64 {
+/// What is in a directory, in order; nothing if it is not there.
+pub(crate) fn list_if_there(dir: &Path) -> Result<Vec<PathBuf>> {
+    let items = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.at("list", dir)?,
+    };
+    let mut paths = Vec::new();
+    for item in items {
+        paths.push(item.at("list", dir)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The bytes that the files below `dir` take, as far as they can be seen: the holes
+/// of sparse files (the lab's memory and disks) are not counted.
+pub(crate) fn size_on_disk(dir: &Path) -> u64 {
     let Ok(items) = fs::read_dir(dir) else {
         return 0;
     };
@@ -200,9 +262,9 @@ fn size_of_tree(dir: &Path) -> u64 {
         .filter_map(|item| item.metadata().ok().map(|meta| (item, meta)))
         .map(|(item, meta)| {
             if meta.is_dir() {
-                size_of_tree(&item.path())
+                size_on_disk(&item.path())
             } else {
-                meta.len()
+                meta.blocks().saturating_mul(512)
             }
         })
         .sum()

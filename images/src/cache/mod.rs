@@ -32,6 +32,7 @@ pub use entry::{Entry, FileRecord, Kind, MANIFEST_VERSION, Manifest};
 pub use inputs::{InputHash, Inputs};
 pub use lock::Lock;
 pub use maintain::{Finding, Pruned};
+pub(crate) use maintain::{list_if_there, size_on_disk};
 pub use sealed::SealedIndex;
 
 /// A cache directory.
@@ -75,7 +76,7 @@ impl Cache {
     }
 
     /// A directory for unpacked sources and incremental builds, which is not an
-    /// image; created if need be. [`Cache::prune`] may remove it.
+    /// image; created if need be. [`crate::Store::prune`] may remove it.
     ///
     /// # Errors
     /// When it cannot be created.
@@ -145,7 +146,7 @@ impl Cache {
             .tempdir_in(&parent)
             .at("create a temporary directory in", &parent)?;
         let started = std::time::Instant::now();
-        build(temporary.path())?;
+        build(temporary.path()).map_err(|error| self.full_disk(error))?;
         Manifest::write(
             temporary.path(),
             kind,
@@ -179,6 +180,32 @@ impl Cache {
         let dir = self.root.join(".locks");
         fs::create_dir_all(&dir).at("create the directory", &dir)?;
         Lock::take(&dir.join(format!("{name}.lock")), waiting)
+    }
+
+    /// Programs report a full disk in words only; which disk, and the cure, are ours
+    /// to add.
+    fn full_disk(&self, error: Error) -> Error {
+        match error {
+            Error::Command { output, .. } if output.contains("No space left on device") => {
+                let available = |dir: &PathBuf| {
+                    rustix::fs::statvfs(dir)
+                        .map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+                };
+                // Compilers and linkers write to the temporary directory as well.
+                let dirs = [self.root.clone(), std::env::temp_dir()];
+                let [ours, _] = &dirs;
+                Error::Io {
+                    action: "write to",
+                    path: dirs
+                        .iter()
+                        .min_by_key(|dir| available(dir))
+                        .unwrap_or(ours)
+                        .clone(),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                }
+            }
+            other => other,
+        }
     }
 
     fn entry_dir(&self, kind: Kind, hash: &InputHash) -> PathBuf {

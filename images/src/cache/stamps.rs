@@ -1,15 +1,21 @@
 //! Remembers which files were hashed, so that the next command need not.
 //!
 //! A stamp is good for as long as the file is the same inode with the same length
-//! and change time; every write changes the latter.
+//! and change time; every write changes the latter. File systems count that time in
+//! ticks of some milliseconds, so that a file that has changed just now gets no stamp:
+//! it may change again within the same tick.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::inputs::{sha256_bytes, sha256_file};
 use super::{Cache, Entry};
 use crate::error::{IoContext, Result};
+
+/// Longer than the tick of any kernel's clock (10 ms) and of the file systems in use.
+const TICK: Duration = Duration::from_millis(20);
 
 impl Cache {
     /// The SHA-256 of a file, from its stamp if it has not changed since.
@@ -37,6 +43,9 @@ impl Cache {
             return Ok(sha256.to_owned());
         }
         let sha256 = sha256_file(path)?;
+        if !is_settled(&meta) {
+            return Ok(sha256);
+        }
         // Best effort: a read-only cache only costs hashing again. The rename keeps
         // readers from seeing half a stamp.
         let _ = fs::create_dir_all(&dir);
@@ -72,9 +81,20 @@ impl Cache {
                 Ok(_) => None,
             };
             if let Some(problem) = problem {
-                return Err(entry.damaged(problem));
+                return Err(entry.damaged(problem, self.sealed()?.is_some()));
             }
         }
         Ok(())
     }
+}
+
+/// Whether a write from now on would show in the change time.
+fn is_settled(meta: &fs::Metadata) -> bool {
+    let nanoseconds = u32::try_from(meta.ctime_nsec()).unwrap_or(0);
+    let changed =
+        u64::try_from(meta.ctime()).map_or(Duration::ZERO, |s| Duration::new(s, nanoseconds));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.saturating_sub(changed) > TICK
 }

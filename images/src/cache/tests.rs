@@ -108,6 +108,20 @@ fn a_changed_file_is_found_by_its_hash_and_a_short_one_is_built_again() {
         message.contains("template 't'") && message.contains("insula image"),
         "{message}"
     );
+    // Where nothing can be built, another cure is named.
+    SealedIndex::of([&entry]).write(dir.path()).unwrap();
+    let ask = || {
+        cache.ensure(
+            Kind::Template,
+            "t",
+            &Inputs::new(),
+            &Progress::silent(),
+            build_file,
+        )
+    };
+    let message = ask().unwrap_err().to_string();
+    assert!(message.contains("insula lab stop"), "{message}");
+    fs::remove_file(dir.path().join("sealed.json")).unwrap();
     let findings = cache.verify().unwrap();
     assert!(findings.len() == 1 && findings[0].problem.is_some());
     fs::write(entry.path("file"), "short").unwrap();
@@ -115,6 +129,25 @@ fn a_changed_file_is_found_by_its_hash_and_a_short_one_is_built_again() {
         fs::read(ensure(&cache, "1").path("file")).unwrap(),
         b"content"
     );
+}
+
+#[test]
+fn a_lock_whose_file_is_removed_is_taken_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::at(dir.path());
+    let first = cache.lock("x", || {}).unwrap();
+    std::thread::scope(|scope| {
+        let (sender, waits) = std::sync::mpsc::channel();
+        let lock = |sender: std::sync::mpsc::Sender<()>| {
+            cache.lock("x", || sender.send(()).unwrap()).unwrap()
+        };
+        let second = scope.spawn(move || lock(sender));
+        waits.recv().unwrap();
+        fs::remove_file(dir.path().join(".locks/x.lock")).unwrap();
+        drop(first);
+        let _second = second.join().unwrap();
+        assert!(cache.is_locked("x").unwrap());
+    });
 }
 
 #[test]

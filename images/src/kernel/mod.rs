@@ -1,6 +1,7 @@
 //! Guest kernels, built from Debian's kernel source with our configuration.
 
 mod config;
+mod leftovers;
 mod source;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::packages;
 use crate::progress::Progress;
 use config::Foundation;
+pub(crate) use leftovers::prune;
 
 /// The kernel's file in a cache entry: an ELF image without debug information.
 pub const VMLINUX: &str = "vmlinux";
@@ -33,6 +35,13 @@ pub const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 \
 
 /// Raise it when the recipe below changes what comes out of it.
 const RECIPE: &str = "1";
+
+/// What the names of build directories in the cache's work directory start with;
+/// flavour and hash follow, as in the names of their locks.
+const BUILD_DIR: &str = "kernel-";
+
+/// What the names of the locks of build directories start with.
+const BUILD_LOCK: &str = "build-";
 
 /// Which guest kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,12 +124,14 @@ pub fn ensure(cache: &Cache, flavour: Flavour, progress: &Progress) -> Result<En
     }
     cache.ensure(Kind::Kernel, flavour.name(), &inputs, progress, |out| {
         packages::ensure(packages::KERNEL_BUILD, "building a guest kernel", progress)?;
-        let source = source::unpacked(cache, &tarball, &sha256, progress)?;
         // Named by the inputs, so that an interrupted build is resumed by the next.
-        let build = cache.work_dir(&format!("kernel-{flavour}-{}", inputs.hash()))?;
-        let lock = cache.lock(&format!("build-{flavour}-{}", inputs.hash()), || {
+        let name = format!("{flavour}-{}", inputs.hash());
+        let build = cache.work_dir(&format!("{BUILD_DIR}{name}"))?;
+        // Before the source is looked for: pruning spares it while a build is locked.
+        let lock = cache.lock(&format!("{BUILD_LOCK}{name}"), || {
             progress.say("waiting for the make of an interrupted build to end");
         })?;
+        let source = source::unpacked(cache, &tarball, &sha256, progress)?;
         let make = Make {
             source: &source,
             build: &build,
@@ -211,8 +222,7 @@ impl Make<'_> {
                 task.set(steps);
                 task.note(object);
             }
-        })
-        .map_err(|e| source::disk_full(e, self.build))?;
+        })?;
         task.done();
         Ok(())
     }

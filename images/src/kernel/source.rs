@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::cache::{Cache, Lock};
 use crate::command;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::packages;
 use crate::progress::Progress;
 
@@ -35,6 +35,25 @@ pub(super) fn tarball() -> PathBuf {
     Path::new("/usr/src").join(format!("{}.tar.xz", packages::KERNEL_SOURCE))
 }
 
+/// What the names of the locks of unpacked sources start with; as much of the
+/// tarball's SHA-256 as their directories' names have follows.
+pub(super) const LOCK: &str = "source-";
+
+fn short(sha256: &str) -> &str {
+    sha256.get(..16).unwrap_or(sha256)
+}
+
+/// Where the source of the package that is installed is unpacked, if one is.
+pub(super) fn current(cache: &Cache) -> Result<Option<PathBuf>> {
+    let tarball = tarball();
+    if !tarball.exists() {
+        return Ok(None);
+    }
+    let sha256 = cache.file_sha256(&tarball)?;
+    let dir = format!("work/source/linux-{}", short(&sha256));
+    Ok(Some(cache.root().join(dir)))
+}
+
 /// The unpacked source of `tarball`, whose SHA-256 is given. It is written to
 /// only here; builds put everything elsewhere.
 pub(super) fn unpacked(
@@ -43,10 +62,10 @@ pub(super) fn unpacked(
     sha256: &str,
     progress: &Progress,
 ) -> Result<PathBuf> {
-    let short = sha256.get(..16).unwrap_or(sha256);
+    let short = short(sha256);
     let dir = cache.work_dir("source")?;
     let source = dir.join(format!("linux-{short}"));
-    let lock = cache.lock(&format!("source-{short}"), || {
+    let lock = cache.lock(&format!("{LOCK}{short}"), || {
         progress.say("waiting for another insula that unpacks the kernel's source");
     })?;
     if source.exists() {
@@ -84,8 +103,7 @@ fn extract(tarball: &Path, into: &Path, lock: &Lock, progress: &Progress) -> Res
         if let Some(count) = count {
             task.set(count);
         }
-    })
-    .map_err(|e| disk_full(e, into))?;
+    })?;
     task.done();
     Ok(())
 }
@@ -103,18 +121,6 @@ fn parse_listing(listing: &str) -> Option<u64> {
     totals.split('\t').nth(3)?.parse().ok()
 }
 
-/// Programs report a full disk in words only; the cure is ours to add.
-pub(super) fn disk_full(error: Error, dir: &Path) -> Error {
-    match error {
-        Error::Command { output, .. } if output.contains("No space left on device") => Error::Io {
-            action: "write to",
-            path: dir.to_path_buf(),
-            source: std::io::ErrorKind::StorageFull.into(),
-        },
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,19 +131,5 @@ mod tests {
                        totals\t1\t65\t151000000\t1559000000\t0.097\tCRC64\t0\t1\n";
         assert_eq!(parse_listing(listing), Some(1_559_000_000));
         assert_eq!(parse_listing("nonsense"), None);
-    }
-
-    #[test]
-    fn a_full_disk_gets_its_own_message() {
-        let error = Error::Command {
-            command: "tar".into(),
-            status: "exit status: 2".into(),
-            output: "tar: x: Cannot write: No space left on device".into(),
-        };
-        let message = disk_full(error, Path::new("/cache")).to_string();
-        assert!(
-            message.contains("/cache") && message.contains("INSULA_CACHE"),
-            "{message}"
-        );
     }
 }

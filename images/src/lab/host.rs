@@ -66,7 +66,7 @@ const LEFT_OUT: [&str; 5] = [
 const ROOT_SIZE: &str = "8G";
 
 /// Increased when this recipe changes.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The image's kernel.
 pub(super) const KERNEL: &str = "vmlinuz";
@@ -74,7 +74,7 @@ pub(super) const KERNEL: &str = "vmlinuz";
 /// comes in a segment of its own (see `boot`).
 pub(super) const INITRAMFS: &str = "initramfs.cpio";
 /// The image's root disk.
-pub(super) const ROOT: &str = "root.qcow2";
+pub const ROOT: &str = "root.qcow2";
 
 /// How many steps a build reports.
 const STEPS: u64 = 8;
@@ -98,7 +98,11 @@ pub fn ensure(cache: &Cache, progress: &Progress) -> Result<Entry> {
         .text("root size", ROOT_SIZE);
     cache.ensure(Kind::LabHost, "lab-host", &inputs, progress, |out| {
         packages::ensure(PACKAGES, "building the lab's host", progress)?;
-        build(cache, out, progress)
+        // In the entry to be, so that an interrupted build's goes with it.
+        let work = tempfile::tempdir_in(out).at("create a directory in", out)?;
+        build(work.path(), out, progress)?;
+        work.close()
+            .at("remove the files of the lab's host in", out)
     })
 }
 
@@ -111,18 +115,14 @@ fn suite() -> String {
     codename.unwrap_or("unknown").trim_matches('"').to_owned()
 }
 
-fn build(cache: &Cache, out: &Path, progress: &Progress) -> Result<()> {
-    let work = tempfile::Builder::new()
-        .prefix("lab-host-")
-        .tempdir_in(cache.work_dir("lab")?)
-        .at("create a temporary directory in", cache.root())?;
+fn build(work: &Path, out: &Path, progress: &Progress) -> Result<()> {
     let task = progress.task("building the lab's host", Some(STEPS));
     let mut steps = Steps {
         task: &task,
         done: 0,
     };
 
-    let apt = Apt::new(work.path())?;
+    let apt = Apt::new(work)?;
     steps.next("choosing a kernel");
     let kernel = Apt::kernel()?;
     steps.next("downloading the kernel");
@@ -131,12 +131,12 @@ fn build(cache: &Cache, out: &Path, progress: &Progress) -> Result<()> {
     let debs = apt.download_closure(&CONTENT, |line| task.note(line))?;
 
     steps.next("unpacking");
-    let root = work.path().join("root");
+    let root = work.join("root");
     lay_out(&root)?;
     for deb in &debs {
         unpack(deb, &root, &LEFT_OUT)?;
     }
-    let kernel_tree = work.path().join("kernel");
+    let kernel_tree = work.join("kernel");
     fs::create_dir(&kernel_tree).at("create", &kernel_tree)?;
     unpack(&kernel_deb, &kernel_tree, &[])?;
     let vmlinuz = only_file(&kernel_tree.join("boot"), "vmlinuz-")?;
@@ -162,7 +162,7 @@ fn build(cache: &Cache, out: &Path, progress: &Progress) -> Result<()> {
     steps.next("collecting modules");
     initramfs(&root, &target, &out.join(INITRAMFS))?;
     steps.next("making the root disk");
-    root_disk(&root, work.path(), &out.join(ROOT))?;
+    root_disk(&root, work, &out.join(ROOT))?;
     let mut names: Vec<_> = debs
         .iter()
         .chain([&kernel_deb])
@@ -248,9 +248,22 @@ fn finish_root(root: &Path) -> Result<()> {
         let dir = root.join(dir);
         fs::create_dir_all(&dir).at("create the directory", &dir)?;
     }
+    busybox_links(root)?;
     let shell = root.join("usr/bin/sh");
     if shell.symlink_metadata().is_err() {
         symlink("dash", &shell).at("create the link", &shell)?;
+    }
+    Ok(())
+}
+
+/// Busybox fills in, at the end of the lab's `PATH`, for what is not installed.
+fn busybox_links(root: &Path) -> Result<()> {
+    let applets = run(Command::new(root.join("usr/bin/busybox")).arg("--list"))?;
+    // A program must not choose where it is linked to.
+    let names = applets.lines().map(str::trim);
+    for name in names.filter(|name| !matches!(*name, "" | "." | "..") && !name.contains('/')) {
+        let link = root.join("opt/busybox").join(name);
+        symlink("/usr/bin/busybox", &link).at("create the link", &link)?;
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ mod apt;
 mod boot;
 pub mod error;
 pub mod host;
+mod kept;
 mod modules;
 mod payload;
 mod place;
@@ -47,6 +48,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 pub use error::{LabError, Result};
+pub(crate) use kept::prune;
+pub use kept::{SnapshotRecord, snapshots};
 pub use payload::{CACHE, PROGRAMS, Payload};
 pub use session::Command;
 pub use shape::Shape;
@@ -290,6 +293,7 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
     let snapshot = snapshot::ensure(place, &host, &agent, config, progress)?;
     let scratch = place.scratch(config.cache.root());
     fs::create_dir_all(&scratch).at("create the directory", &scratch)?;
+    kept::claim(&scratch, place)?;
     let (root, transfer) = (scratch.join("root.qcow2"), scratch.join("transfer"));
     snapshot::overlay(&snapshot.root(), &root)?;
     snapshot::sparse(&transfer, TRANSFER_SIZE)?;

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::{LabError, Result};
-use super::shape::Shape;
+use super::shape::{Shape, instance_name};
 use crate::cache::Inputs;
 use crate::error::{Error, IoContext};
 
@@ -92,6 +92,12 @@ impl Place {
             dir: base_dir().join(name),
             name,
         }
+    }
+
+    /// That in the directory `dir`.
+    pub(super) fn at(dir: PathBuf) -> Self {
+        let name = instance_name(dir.ends_with(instance_name(true)));
+        Self { dir, name }
     }
 
     /// Creates the directory, for its owner only.
@@ -327,11 +333,14 @@ pub(super) mod tests {
     use super::*;
 
     pub(in crate::lab) fn place(dir: &Path) -> Place {
-        Place {
-            dir: dir.to_owned(),
-            name: "default",
-        }
+        Place::at(dir.to_owned())
     }
+
+    pub(in crate::lab) const SHAPE: Shape = Shape {
+        icount: false,
+        cpus: 2,
+        memory_mib: 2048,
+    };
 
     #[test]
     fn a_lock_that_is_held_means_alive() {
@@ -353,14 +362,9 @@ pub(super) mod tests {
     fn what_is_recorded_counts_only_while_qemu_lives() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(dir.path());
-        let shape = Shape {
-            icount: false,
-            cpus: 2,
-            memory_mib: 2048,
-        };
         let scratch = place.scratch(dir.path());
         fs::create_dir_all(&scratch).unwrap();
-        let instance = Instance::new(1, 2, "t".into(), shape, scratch.clone());
+        let instance = Instance::new(1, 2, "t".into(), SHAPE, scratch.clone());
         place.write("instance.json", &instance).unwrap();
         assert_eq!(place.instance().unwrap(), None);
         let lock = place.lock("qemu.lock", false, Duration::ZERO, "x").unwrap();
@@ -374,14 +378,9 @@ pub(super) mod tests {
     fn a_foreign_directory_is_not_cleaned() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(dir.path());
-        let shape = Shape {
-            icount: false,
-            cpus: 2,
-            memory_mib: 2048,
-        };
         let foreign = dir.path().join("precious");
         fs::create_dir(&foreign).unwrap();
-        let instance = Instance::new(1, 2, "t".into(), shape, foreign.clone());
+        let instance = Instance::new(1, 2, "t".into(), SHAPE, foreign.clone());
         place.write("instance.json", &instance).unwrap();
         place.clean();
         assert!(foreign.exists());

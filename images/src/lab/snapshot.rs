@@ -6,6 +6,7 @@
 //!   state       processors and devices, as QEMU migrates them
 //!   root.qcow2  what the boot wrote, over the image's root disk
 //!   token       what the daemon in it expects in a hello
+//!   shape.json  the emulated host's size
 //! ```
 //! The key covers everything that is in it. A lab that starts from a snapshot
 //! reads no more of the memory than it uses, so that starting takes a fraction
@@ -25,6 +26,7 @@ use super::LabConfig;
 use super::boot;
 use super::error::{LabError, Result};
 use super::host;
+use super::kept;
 use super::place::Place;
 use super::qemu::{self, Files};
 use super::qmp::POLL;
@@ -41,8 +43,6 @@ use crate::progress::Progress;
 const BOOT_TIME: Duration = Duration::from_mins(3);
 /// How long the state may take to be written.
 const SAVE_TIME: Duration = Duration::from_mins(1);
-/// How many snapshots are kept, the last used ones.
-const KEPT: usize = 3;
 /// Size of the transfer disk; its file is sparse, and empty between transfers.
 pub(super) const TRANSFER_SIZE: u64 = 8 << 30;
 /// Increased when a snapshot's form changes.
@@ -59,7 +59,7 @@ pub(super) struct Snapshot {
 impl Snapshot {
     fn open(dir: PathBuf) -> Option<Self> {
         let token = fs::read_to_string(dir.join("token")).ok()?;
-        let whole = ["memory", "state", "root.qcow2"]
+        let whole = ["memory", "state", "root.qcow2", kept::SHAPE]
             .iter()
             .all(|name| dir.join(name).is_file());
         whole.then_some(Self { dir, token })
@@ -95,7 +95,7 @@ pub(super) fn ensure(
     let (cache, shape) = (&config.cache, &config.shape);
     let version = qemu::version()?;
     let key = key(cache, host, agent, shape, &version)?;
-    let parent = cache.root().join("lab/snapshots");
+    let parent = kept::parent(cache);
     let dir = parent.join(key.as_str());
     if let Some(snapshot) = Snapshot::open(dir.clone()) {
         // Pruning keeps the last used.
@@ -105,17 +105,16 @@ pub(super) fn ensure(
         return Ok(snapshot);
     }
     fs::create_dir_all(&parent).at("create the directory", &parent)?;
-    let _lock = cache.lock(&format!("lab-snapshot-{key}"), || {
+    let _lock = cache.lock(&format!("{}{key}", kept::LOCK), || {
         progress.say("waiting for another boot of the lab");
     })?;
     if let Some(snapshot) = Snapshot::open(dir.clone()) {
         return Ok(snapshot);
     }
-    let unfinished = format!(".tmp-{key}-");
-    remove_unfinished(&parent, &unfinished);
+    kept::remove_unfinished(&parent, key.as_str());
     let _ = fs::remove_dir_all(&dir);
     let temporary = tempfile::Builder::new()
-        .prefix(&unfinished)
+        .prefix(&format!("{}{key}-", kept::UNFINISHED))
         .tempdir_in(&parent)
         .at("create a temporary directory in", &parent)?;
     let task = progress.task("booting the lab (once; later starts resume it)", None);
@@ -127,7 +126,7 @@ pub(super) fn ensure(
     made?;
     task.done();
     fs::rename(temporary.keep(), &dir).at("move the finished snapshot to", &dir)?;
-    prune(&parent, &dir);
+    kept::keep_last(cache, &dir)?;
     Snapshot::open(dir.clone()).ok_or_else(|| {
         let reason = "a file is missing".to_owned();
         let cure = "run the command again";
@@ -235,6 +234,7 @@ fn make(
     if !place.wait_for_end(qemu::END_TIME) {
         qemu::end(place)?;
     }
+    kept::describe(dir, shape)?;
     for name in ["transfer", "initramfs.cpio"] {
         fs::remove_file(file(name)).at("remove", &file(name))?;
     }
@@ -302,54 +302,6 @@ fn random_token() -> Result<String> {
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
-/// Removes what interrupted boots left: while the key's lock is held, there is
-/// none under way.
-fn remove_unfinished(parent: &Path, prefix: &str) {
-    let Ok(items) = fs::read_dir(parent) else {
-        return;
-    };
-    for item in items.flatten() {
-        if item
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(prefix.as_bytes())
-        {
-            // The next boot tries again.
-            let _ = fs::remove_dir_all(item.path());
-        }
-    }
-}
-
-/// Removes all but the last used snapshots. A lab that still runs from one
-/// keeps its files open.
-fn prune(parent: &Path, new: &Path) {
-    let Ok(items) = fs::read_dir(parent) else {
-        return;
-    };
-    let used = |dir: &Path| {
-        fs::metadata(dir.join("token"))
-            .and_then(|m| m.modified())
-            .unwrap_or(SystemTime::UNIX_EPOCH)
-    };
-    let mut others: Vec<_> = items
-        .flatten()
-        .map(|item| item.path())
-        .filter(|path| path != new)
-        // Somebody else's boot may be under way; what it left is removed when it is old.
-        .filter(|path| {
-            let hidden = path
-                .file_name()
-                .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-            !hidden || used(path).elapsed().is_ok_and(|age| age > 2 * BOOT_TIME)
-        })
-        .collect();
-    others.sort_by_key(|path| std::cmp::Reverse(used(path)));
-    for old in others.iter().skip(KEPT - 1) {
-        // The next one tries again.
-        let _ = fs::remove_dir_all(old);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,32 +309,12 @@ mod tests {
     #[test]
     fn a_snapshot_without_all_its_files_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["memory", "state", "token"] {
+        for name in ["memory", "state", "token", kept::SHAPE] {
             fs::write(dir.path().join(name), "x").unwrap();
         }
         assert!(Snapshot::open(dir.path().to_owned()).is_none());
         fs::write(dir.path().join("root.qcow2"), "x").unwrap();
         assert_eq!(Snapshot::open(dir.path().to_owned()).unwrap().token, "x");
-    }
-
-    #[test]
-    fn the_last_used_snapshots_stay() {
-        let parent = tempfile::tempdir().unwrap();
-        for age in 0..5 {
-            let dir = parent.path().join(age.to_string());
-            fs::create_dir(&dir).unwrap();
-            let token = File::create(dir.join("token")).unwrap();
-            token
-                .set_modified(SystemTime::now() - Duration::from_secs(age * 100))
-                .unwrap();
-        }
-        prune(parent.path(), &parent.path().join("3"));
-        let mut left: Vec<_> = fs::read_dir(parent.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["0", "1", "3"]);
     }
 
     #[test]

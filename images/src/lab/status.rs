@@ -81,19 +81,14 @@ mod tests {
 
     use super::super::INSTANCE;
     use super::super::place::Instance;
-    use super::super::place::tests::place;
+    use super::super::place::tests::{SHAPE, place};
     use super::*;
 
     #[test]
     fn an_instance_that_was_killed_is_not_running() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(dir.path());
-        let shape = Shape {
-            icount: false,
-            cpus: 2,
-            memory_mib: 2048,
-        };
-        let instance = Instance::new(7, 8, "t".into(), shape, dir.path().join("lab/default"));
+        let instance = Instance::new(7, 8, "t".into(), SHAPE, dir.path().join("lab/default"));
         place.write(INSTANCE, &instance).unwrap();
         let dead = status_of(&place).unwrap();
         assert_eq!((dead.pid, dead.in_use), (None, false));
@@ -106,7 +101,7 @@ mod tests {
         let alive = status_of(&place).unwrap();
         assert_eq!(
             (alive.pid, alive.in_use, alive.shape),
-            (Some(7), true, Some(shape))
+            (Some(7), true, Some(SHAPE))
         );
         assert!(alive.last_used >= Some(instance.started_at - 1));
         assert!(!serde_json::to_string(&alive).unwrap().contains("token"));

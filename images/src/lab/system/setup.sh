@@ -5,7 +5,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/opt/busybox
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t tmpfs -o mode=755,nosuid,nodev run /run
-mkdir -p /dev/pts /dev/shm /run/lock /var/lib/insula /root/.cache /opt/busybox
+mkdir -p /dev/pts /dev/shm /run/lock /var/lib/insula /root/.cache
 mount -t devpts -o mode=620,ptmxmode=666,gid=5 devpts /dev/pts
 mount -t tmpfs -o mode=1777,nosuid,nodev shm /dev/shm
 mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
@@ -17,9 +17,6 @@ done
 
 # Files that an unprivileged build could not give to root.
 [ "$(stat -c %u /usr)" = 0 ] || busybox chown -R -h 0:0 /bin /sbin /lib /lib64 /usr /etc /var /root /opt /home
-
-# Busybox fills in, after everything else on the PATH, for what is not installed.
-[ -e /opt/busybox/sh ] || busybox --install -s /opt/busybox
 
 hostname lab
 sysctl -qw kernel.panic=-1 kernel.printk="3 4 1 3" vm.overcommit_memory=1 \

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use images::lab::{self, SnapshotRecord};
 use images::{Cache, Entry, Request, Store};
 use serde_json::{Value, json};
 use vmm::guest::Size;
@@ -33,17 +34,22 @@ fn build(names: &[String], output: &Output) -> Outcome {
     };
     let images = Store::user()?.ensure_all(&requests, &output.progress())?;
     let entries: Vec<_> = images.into_iter().map(|image| image.entry).collect();
-    show(&entries, output)
+    show(&entries, &[], output)
 }
 
 fn list(output: &Output) -> Outcome {
-    show(&Cache::user()?.list()?, output)
+    let cache = Cache::user()?;
+    show(&cache.list()?, &lab::snapshots(&cache)?, output)
 }
 
-fn show(entries: &[Entry], output: &Output) -> Outcome {
-    let value: Vec<_> = entries.iter().map(describe).collect();
+fn show(entries: &[Entry], snapshots: &[SnapshotRecord], output: &Output) -> Outcome {
+    let value: Vec<_> = entries
+        .iter()
+        .map(describe)
+        .chain(snapshots.iter().map(describe_snapshot))
+        .collect();
     output.result(&value, || {
-        if entries.is_empty() {
+        if value.is_empty() {
             return "no images yet; `insula image build` makes them".to_owned();
         }
         let mut table = table(&["kind", "name", "size", "last used", "hash"]);
@@ -57,7 +63,36 @@ fn show(entries: &[Entry], output: &Output) -> Outcome {
                 short(manifest.hash.as_str()).to_owned(),
             ]);
         }
+        for snapshot in snapshots {
+            table.add_row([
+                SNAPSHOT.to_owned(),
+                snapshot.shape.instance().to_owned(),
+                Size::new(snapshot.bytes).to_string(),
+                ago(snapshot.last_used),
+                short(&key(snapshot)).to_owned(),
+            ]);
+        }
         table.to_string()
+    })
+}
+
+/// What snapshots of the lab are called in listings.
+const SNAPSHOT: &str = "lab-snapshot";
+
+fn key(snapshot: &SnapshotRecord) -> String {
+    let name = snapshot.dir.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn describe_snapshot(snapshot: &SnapshotRecord) -> Value {
+    json!({
+        "kind": SNAPSHOT,
+        "name": snapshot.shape.instance(),
+        "hash": key(snapshot),
+        "bytes": snapshot.bytes,
+        "last_used": unix(snapshot.last_used),
+        "directory": snapshot.dir,
+        "files": [],
     })
 }
 
@@ -123,14 +158,25 @@ fn verify(output: &Output) -> Outcome {
 }
 
 fn prune(all: bool, output: &Output) -> Outcome {
-    let pruned = Cache::user()?.prune(all)?;
-    let value = json!({"removed": pruned.removed, "bytes": pruned.bytes});
+    let pruned = Store::user()?.prune(all)?;
+    let kept: Vec<_> = pruned
+        .kept
+        .iter()
+        .map(|(path, why)| json!({"directory": path, "why": why}))
+        .collect();
+    let value = json!({"removed": pruned.removed, "bytes": pruned.bytes, "kept": kept});
     output.result(&value, || {
-        format!(
+        let removed = format!(
             "removed {} directories, {}",
             pruned.removed.len(),
             Size::new(pruned.bytes)
-        )
+        );
+        let kept = pruned.kept.iter();
+        let kept = kept.map(|(path, why)| format!("left: {} {why}", path.display()));
+        std::iter::once(removed)
+            .chain(kept)
+            .collect::<Vec<_>>()
+            .join("\n")
     })
 }
 
