@@ -151,7 +151,10 @@ fn compare(options: &RunOptions, seed: u64, directory: &Path) -> anyhow::Result<
         plan,
         environment,
     };
-    progress.note(&announcement(&header, directory));
+    progress.note(&announcement(
+        &header,
+        (!options.collect).then_some(directory),
+    ));
     let writer = Writer::create(directory, &header)?;
     let run = Run {
         plan: &header.plan,
@@ -168,8 +171,9 @@ fn compare(options: &RunOptions, seed: u64, directory: &Path) -> anyhow::Result<
     })
 }
 
-/// What will be done, how long it takes and where it goes.
-fn announcement(header: &Header, directory: &Path) -> String {
+/// What will be done, how long it takes and where it goes, where that is the
+/// caller's directory.
+fn announcement(header: &Header, directory: Option<&Path>) -> String {
     let plan = &header.plan;
     let names = |items: Vec<String>| items.join(", ");
     let mut lines = vec![
@@ -196,8 +200,10 @@ fn announcement(header: &Header, directory: &Path) -> String {
             plan.estimate_s / 60,
             plan.estimate_s % 60
         ),
-        format!("results in:   {}", directory.display()),
     ];
+    if let Some(directory) = directory {
+        lines.push(format!("results in:   {}", directory.display()));
+    }
     if let Some(mark) = header.environment.host.mark() {
         lines.push(format!("note:         {mark}"));
     }

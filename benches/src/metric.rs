@@ -240,7 +240,7 @@ impl Metric {
             }
             Self::DensityMem => {
                 "Slope (Theil-Sen) of the host's MemAvailable over the number of instances, each \
-                 with one idle process. Launching a shared guest is not part of the slope."
+                 with one idle process. What instances share is not part of the slope."
             }
         }
     }

@@ -114,15 +114,13 @@ impl Plan {
         let (blocks, work_ms, cold_starts, density_instances, density_blocks) =
             match (wishes.profile, emulated) {
                 (Profile::Quick, false) => (8, 400, 3, 8, 3),
-                (Profile::Quick, true) => (6, 300, 1, 4, 1),
+                (Profile::Quick, true) => (6, 1000, 2, 6, 3),
                 (Profile::Full, false) => (16, 2000, 10, 16, 6),
-                (Profile::Full, true) => (12, 500, 3, 6, 3),
+                (Profile::Full, true) => (12, 2000, 5, 8, 6),
             };
         let mut adjustments = Vec::new();
         if emulated {
-            adjustments.push(
-                "the host is emulated: fewer and shorter repetitions than on hardware".to_owned(),
-            );
+            adjustments.push("the host is emulated: fewer repetitions than on hardware".to_owned());
         }
         Self {
             profile: wishes.profile,
@@ -202,7 +200,7 @@ impl Plan {
                 let cost = costs.get(model).copied().unwrap_or_default();
                 let steady = if work > 0.0 {
                     let once = self.work_ms as f64 / 1e3 * cost.slowdown.max(1.0);
-                    cost.launch_s + cost.exec_s + work * (once + 2.0 * cost.exec_s)
+                    cost.launch_s + cost.exec_s + work * (once + 3.0 * cost.exec_s)
                 } else {
                     0.0
                 };

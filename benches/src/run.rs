@@ -209,11 +209,14 @@ impl Run<'_> {
             writer.sample(&sample)
         };
         let doing = |what: &str| {
-            progress.doing(&format!(
-                "block {}/{} {}: {what}",
-                place.block, plan.blocks, place.model
-            ));
+            progress.doing(format!("{}: {what}", place.model));
         };
+        progress.turn(
+            place.block,
+            plan.blocks,
+            place.model.name(),
+            plan.estimate_s,
+        );
 
         if let Err(error) = model.open() {
             for metric in plan.metrics() {
@@ -263,18 +266,13 @@ impl Run<'_> {
             && !stop.load(Ordering::Relaxed)
         {
             doing(Measurement::DensityMem.name());
-            // Memory that a guest touched before would hide what instances take.
-            let reopened = model.close().and_then(|()| model.open());
-            record(match reopened {
-                Ok(()) => density(
-                    &mut **model,
-                    place,
-                    &plan.limits,
-                    plan.density_instances,
-                    &stop,
-                ),
-                Err(error) => place.failed(Metric::DensityMem, error),
-            })?;
+            record(density(
+                &mut **model,
+                place,
+                &plan.limits,
+                plan.density_instances,
+                &stop,
+            ))?;
         }
         if let Err(error) = model.close() {
             troubles.push(error.to_string());

@@ -236,6 +236,7 @@ pub(crate) fn samples() -> Vec<Sample> {
                     inside_value: Some(299.0),
                     waterfall: waterfall(visit.model, metric, noise),
                     density: density(metric, factor),
+                    shared_bytes: (metric == Metric::DensityMem).then_some(5 << 20),
                     remarks: Vec::new(),
                 });
             }

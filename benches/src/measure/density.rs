@@ -14,11 +14,15 @@ use crate::stats::theil_sen;
 /// Points that a slope needs.
 const MIN_POINTS: usize = 3;
 
+/// Writing to it folds the counters that each CPU keeps to itself into those
+/// that `/proc/meminfo` shows; else instances of a few pages do not show.
+const STAT_REFRESH: &str = "/proc/sys/vm/stat_refresh";
+
 /// Launches `count` instances one after the other and notes the host's memory
 /// after each; the sample's value is the slope. Everything is destroyed again.
 ///
-/// What instances share must be freshly open: memory that a guest has touched
-/// once does not come back to the host.
+/// What instances share is opened afresh, since memory that a guest has touched
+/// once does not come back to the host; what that takes is noted, too.
 pub fn density(
     model: &mut dyn Model,
     place: Place,
@@ -29,8 +33,11 @@ pub fn density(
     let mut sample = place.sample(Metric::DensityMem);
     let mut instances: Vec<Box<dyn Instance>> = Vec::new();
     let mut trouble = None;
-    match point(&mut instances) {
-        Ok(first) => sample.density.push(first),
+    match afresh(model).and_then(|before| Ok((before, point(&mut instances)?))) {
+        Ok((before, first)) => {
+            sample.shared_bytes = Some(before.cast_signed() - first.available_bytes.cast_signed());
+            sample.density.push(first);
+        }
         Err(why) => trouble = Some(why),
     }
     while trouble.is_none() && (instances.len() as u32) < count {
@@ -72,11 +79,25 @@ pub fn density(
     sample
 }
 
+/// Opens what instances share afresh; returns the host's memory before.
+fn afresh(model: &mut dyn Model) -> Result<u64, String> {
+    model.close().map_err(|error| error.to_string())?;
+    let before = available()?;
+    model.open().map_err(|error| error.to_string())?;
+    Ok(before)
+}
+
+/// The host's available memory, settled, in bytes.
+fn available() -> Result<u64, String> {
+    std::thread::sleep(Duration::from_secs_f64(SETTLE_S));
+    // Without the right to, the figure is only coarser.
+    let _ = std::fs::write(STAT_REFRESH, "1");
+    memory_field("MemAvailable").ok_or_else(|| "/proc/meminfo has no MemAvailable".into())
+}
+
 /// The host's memory now.
 fn point(instances: &mut [Box<dyn Instance>]) -> Result<DensityPoint, String> {
-    std::thread::sleep(Duration::from_secs_f64(SETTLE_S));
-    let available_bytes =
-        memory_field("MemAvailable").ok_or("/proc/meminfo has no MemAvailable")?;
+    let available_bytes = available()?;
     let processes = instances
         .iter()
         .flat_map(|instance| instance.host_processes());

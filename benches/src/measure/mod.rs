@@ -41,6 +41,7 @@ impl Place {
             inside_value: None,
             waterfall: None,
             density: Vec::new(),
+            shared_bytes: None,
             remarks: Vec::new(),
         }
     }

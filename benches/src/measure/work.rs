@@ -86,8 +86,9 @@ pub fn calibrate(instance: &mut dyn Instance, metric: Metric, work_ms: u64) -> R
     Ok(line.work)
 }
 
-/// Runs fixed work twice, once none of it and once all of it, and makes a
-/// sample of the difference of what the host's clock says.
+/// Runs all of a fixed work between two runs of none of it, and makes a sample
+/// of the difference of what the host's clock says. Of the empty runs the
+/// shorter counts: whatever comes between makes them longer only.
 pub fn work(
     instance: &mut dyn Instance,
     place: Place,
@@ -112,8 +113,14 @@ pub fn work(
             .ok_or("its end was not seen")?;
         Ok((whole, line))
     };
-    match run(0).and_then(|(empty, _)| Ok((empty, run(amount)?))) {
-        Ok((empty_ns, (whole_ns, line))) => {
+    let mut runs = || -> Result<_, String> {
+        let (before, _) = run(0)?;
+        let (whole, line) = run(amount)?;
+        let (after, _) = run(0)?;
+        Ok((before.min(after), whole, line))
+    };
+    match runs() {
+        Ok((empty_ns, whole_ns, line)) => {
             fill(
                 &mut sample,
                 Outside {
@@ -222,8 +229,9 @@ mod tests {
     #[test]
     fn the_empty_run_is_taken_off() {
         let mut instance = FakeInstance::new(vec![
-            (1_000_000, 0, line(0, 0, "null")),
+            (2_000_000, 0, line(0, 0, "null")),
             (4_000_000, 0, line(10_000, 10_000, "310")),
+            (1_000_000, 0, line(0, 0, "null")),
         ]);
         let sample = work(&mut instance, PLACE, Metric::SysNull, 10_000, 100);
         assert_eq!(sample.validity, Validity::Valid);
@@ -244,13 +252,18 @@ mod tests {
                 "not its line",
             ),
             (
-                vec![(9, 0, line(0, 0, "null")), (9, 0, line(10, 10, "1"))],
+                vec![
+                    (9, 0, line(0, 0, "null")),
+                    (9, 0, line(10, 10, "1")),
+                    (9, 0, line(0, 0, "null")),
+                ],
                 "no work took longer",
             ),
             (
                 vec![
                     (1, 0, line(0, 0, "null")),
                     (4_000_000_000_000, 0, line(10, 10, "1")),
+                    (1, 0, line(0, 0, "null")),
                 ],
                 "not plausible",
             ),
@@ -269,6 +282,7 @@ mod tests {
         let mut instance = FakeInstance::new(vec![
             (0, 0, line(0, 0, "null")),
             (3_000_000, 0, line(10_000, 10_000, "30")),
+            (0, 0, line(0, 0, "null")),
         ]);
         let sample = work(&mut instance, PLACE, Metric::SysNull, 10_000, 100);
         assert_eq!(sample.validity, Validity::Valid);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name, Target};
+use images::kernel::COMMAND_LINE;
 use vmm::guest::{Drive, Guest, GuestSpec, RunRoot};
 
 use super::vps::{Agent, execute};
@@ -41,7 +42,7 @@ impl Launcher {
             .reserve(&name)
             .map_err(failed("reserving a guest's name"))?;
 
-        let mut spec = GuestSpec::new(self.images.kernel.clone());
+        let mut spec = GuestSpec::new(self.images.kernel.clone(), COMMAND_LINE);
         spec.vcpus = u64::from(vcpus).try_into().unwrap_or(spec.vcpus);
         spec.memory = memory_mib.try_into().unwrap_or(spec.memory);
         spec.initrds = vec![self.images.initramfs.clone()];

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -73,7 +74,8 @@ impl HostVpsModel {
         template.push(&self.images.template);
         let log = directory.path().join("agent.log");
         let log_file = fs::File::create(&log).map_err(failed("create", &log))?;
-        let child = Command::new(&self.images.agent)
+        let mut command = Command::new(&self.images.agent);
+        command
             .arg("service")
             .arg("--socket")
             .arg(&socket)
@@ -82,6 +84,20 @@ impl HostVpsModel {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file)
+            // Ctrl-C is for us, who end it when we have what we want.
+            .process_group(0);
+        // SAFETY: the closure runs between fork and exec and makes nothing but
+        // one system call: no allocation, no lock.
+        unsafe {
+            // Nobody else knows of it: it is not to outlive us.
+            command.pre_exec(|| {
+                rustix::process::set_parent_process_death_signal(Some(
+                    rustix::process::Signal::TERM,
+                ))?;
+                Ok(())
+            });
+        }
+        let child = command
             .spawn()
             .map_err(failed("start", &self.images.agent))?;
         let endpoint = Endpoint::Unix(socket);

@@ -255,6 +255,7 @@ fn densities(recording: &Recording, summary: &Summary) -> Markup {
                         tr {
                             th { "model" }
                             th { "host memory, MiB/instance" }
+                            th { "and once, MiB" }
                             th { "processes' PSS, MiB/instance" }
                             th { "cgroups' charge, MiB/instance" }
                         }
@@ -264,6 +265,7 @@ fn densities(recording: &Recording, summary: &Summary) -> Markup {
                             tr {
                                 th { (density.model) }
                                 td.figure { (format_value(density.mib_per_instance)) }
+                                td.figure { (mib(density.shared_mib)) }
                                 td.figure { (mib(density.host_pss_mib)) }
                                 td.figure { (mib(density.cgroup_mib)) }
                             }
@@ -275,9 +277,17 @@ fn densities(recording: &Recording, summary: &Summary) -> Markup {
             p { "No density was measured." }
         }
         p.small {
-            (Metric::DensityMem.definition()) " The line leaves out the first launch, which pays \
-             for what is loaded once. PSS is of the processes on the host that carry an instance \
-             and nothing else; the charge is of VPSs' cgroups, in the guest for guest-vps."
+            (Metric::DensityMem.definition()) " Of a microVM that is its machine process, its \
+             guest's kernel with all that it touched, and the agent; of a VPS its processes, \
+             mounts and cgroups in a kernel that is there anyway; of a process only itself. What \
+             is there anyway is the column “once”: the guest that VPSs share, or the agent on the \
+             host, freshly started."
+        }
+        p.small {
+            "The slope leaves out the first launch, which pays for what is loaded once. PSS is of \
+             the processes on the host that carry one instance and nothing else; the charge is of \
+             VPSs' cgroups, in the guest for guest-vps. Host memory that a guest touched stays \
+             the guest's."
         }
     }
 }
@@ -358,7 +368,8 @@ fn method(summary: &Summary) -> Markup {
              seed " (plan.seed) ", with a fresh instance and a random order of the workloads in \
              it. Each workload is a fixed piece of work, found once on process to take about "
             (plan.work_ms) " ms; the host's clock times the whole from asking for the program to \
-             learning of its exit, and a run of the same program without work is taken off. \
+             learning of its exit, and the shorter of two runs of the same program without work, \
+             one before and one after, is taken off. \
              Clocks inside instances are recorded and not used."
         }
         p {

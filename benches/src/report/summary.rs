@@ -122,6 +122,9 @@ pub struct Density {
     pub model: ModelId,
     /// MiB that the host's available memory falls by with each instance.
     pub mib_per_instance: f64,
+    /// Median over blocks of what the model takes before its first instance, in
+    /// MiB: a guest that instances share, an agent.
+    pub shared_mib: Option<f64>,
     /// Median over blocks of the host's PSS per instance, in MiB.
     pub host_pss_mib: Option<f64>,
     /// Median over blocks of the cgroups' charge per instance, in MiB.
@@ -368,9 +371,14 @@ fn slope(samples: &[Sample], model: ModelId) -> Option<Density> {
             .collect();
         median(&slopes)
     };
+    let shared: Vec<f64> = valid
+        .iter()
+        .filter_map(|sample| Some(sample.shared_bytes? as f64 / mib))
+        .collect();
     Some(Density {
         model,
         mib_per_instance: median(&slopes)?,
+        shared_mib: median(&shared),
         host_pss_mib: per_instance(|point| point.host_pss_bytes),
         cgroup_mib: per_instance(|point| point.cgroup_bytes),
     })
@@ -479,6 +487,7 @@ mod tests {
             .iter()
             .find(|d| d.model == ModelId::Process)
             .unwrap();
+        assert_eq!(process.shared_mib, Some(5.0));
         assert_eq!(process.host_pss_mib, Some(1.0));
         assert_eq!(process.cgroup_mib, None);
     }

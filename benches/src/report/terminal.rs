@@ -1,54 +1,72 @@
-//! The table on the terminal.
+//! The table on the terminal: a group of lines for each metric, one of them a
+//! model's, narrow enough for 80 columns.
 
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-
-use super::summary::{Cell, Summary, Verdict};
+use super::summary::{Cell, Density, Summary, Verdict};
 use crate::metric::{Metric, format_value};
 use crate::models::ModelId;
 use crate::stats::Interval;
 
-/// Columns from which the table is fitted to the terminal.
-const READABLE: u16 = 90;
+/// The columns of a model's line: the model, median, interval, ratio, its
+/// interval, and what else there is to say.
+const COLUMNS: usize = 6;
+/// Those that are aligned to the right.
+const RIGHT: [bool; COLUMNS] = [false, true, true, true, true, false];
 
 /// The report for a terminal.
 pub fn terminal(summary: &Summary) -> String {
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{}", heading(summary));
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    // A terminal that says it is very narrow (or a serial line that says 0) is
-    // better served by long lines than by columns of single letters.
-    if table.width().is_some_and(|width| width >= READABLE) {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
-    let mut head = vec!["metric".to_owned()];
-    head.extend(summary.plan.models.iter().map(ToString::to_string));
-    table.set_header(head);
-    for metric in summary.plan.metrics() {
-        let better = if metric.more_is_better() {
-            "more"
-        } else {
-            "less"
-        };
-        let mut row = vec![format!("{metric}\n{}, {better} is better", metric.unit())];
-        for &model in &summary.plan.models {
-            row.push(
-                summary
-                    .cell(metric, model)
-                    .map_or_else(|| "-".into(), cell_text),
-            );
+    let rows: Vec<(Metric, [String; COLUMNS])> = summary
+        .plan
+        .metrics()
+        .into_iter()
+        .flat_map(|metric| {
+            let models = summary.plan.models.iter();
+            models.map(move |&model| (metric, row(summary, metric, model)))
+        })
+        .collect();
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|(_, cells)| cells[column].chars().count());
+        cells.max().unwrap_or(0)
+    });
+
+    let mut text = heading(summary);
+    let mut last = None;
+    for (metric, cells) in &rows {
+        if last.replace(metric) != Some(metric) {
+            text += &title(summary, *metric);
         }
-        table.add_row(row);
+        let mut line = String::new();
+        for ((cell, width), right) in cells.iter().zip(widths).zip(RIGHT) {
+            // Writing to a string cannot fail.
+            let _ = if right {
+                write!(line, "  {cell:>width$}")
+            } else {
+                write!(line, "  {cell:<width$}")
+            };
+        }
+        text += line.trim_end();
+        text.push('\n');
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let _ = writeln!(text, "{table}");
-    let _ = write!(text, "{}", notes(summary));
+    text.push('\n');
+    text += &notes(summary);
     text
+}
+
+/// The line above a metric's.
+fn title(summary: &Summary, metric: Metric) -> String {
+    let better = if metric.more_is_better() {
+        "more"
+    } else {
+        "less"
+    };
+    let mut line = format!("\n{metric} · {}, {better} is better", metric.unit());
+    if let Some(mark) = &summary.mark {
+        line += " · ";
+        line += mark;
+    }
+    line.push('\n');
+    line
 }
 
 fn heading(summary: &Summary) -> String {
@@ -63,49 +81,74 @@ fn heading(summary: &Summary) -> String {
     if !summary.complete {
         parts.push("INTERRUPTED".into());
     }
-    parts.join(" · ")
+    parts.join(" · ") + "\n"
 }
 
-fn cell_text(cell: &Cell) -> String {
-    let Some(estimate) = &cell.estimate else {
-        return match cell.excluded {
-            0 => "not measured".into(),
-            n => format!("{n} invalid"),
-        };
+/// A model's line.
+fn row(summary: &Summary, metric: Metric, model: ModelId) -> [String; COLUMNS] {
+    let mut cells: [String; COLUMNS] = Default::default();
+    model.name().clone_into(&mut cells[0]);
+    let Some(cell) = summary.cell(metric, model) else {
+        "-".clone_into(&mut cells[1]);
+        return cells;
     };
-    let mut lines = vec![format_value(estimate.median)];
-    if let Some(interval) = estimate.interval {
-        lines.push(format!("[{}]", range(interval)));
-    }
+    cells[5] = remark(cell);
+    let Some(estimate) = &cell.estimate else {
+        "-".clone_into(&mut cells[1]);
+        return cells;
+    };
+    cells[1] = format_value(estimate.median);
+    cells[2] = estimate.interval.map(range).unwrap_or_default();
     if let Some(ratio) = &cell.ratio {
-        let mut line = format!("x {}", format_value(ratio.estimate.median));
-        if let Some(interval) = ratio.estimate.interval {
-            let _ = write!(line, " [{}]", range(interval));
-        }
-        lines.push(line);
-        if !matches!(ratio.verdict, Verdict::Withheld) {
-            lines.push(ratio.verdict.word().into());
-        }
-    } else if cell.model == ModelId::Process {
-        lines.push("x 1".into());
+        cells[3] = format!("x {}", format_value(ratio.estimate.median));
+        cells[4] = ratio.estimate.interval.map(range).unwrap_or_default();
+    } else if model == ModelId::Process {
+        "x 1".clone_into(&mut cells[3]);
+    }
+    cells
+}
+
+/// What else there is to say about a cell.
+fn remark(cell: &Cell) -> String {
+    let mut parts = Vec::new();
+    if let Some(ratio) = &cell.ratio
+        && ratio.verdict != Verdict::Withheld
+    {
+        parts.push(ratio.verdict.word().to_owned());
     }
     if cell.excluded > 0 {
-        lines.push(format!("({} left out)", cell.excluded));
+        parts.push(format!("({} left out)", cell.excluded));
+    } else if cell.estimate.is_none() {
+        parts.push("not measured".to_owned());
     }
-    lines.join("\n")
+    parts.join(" ")
 }
 
 fn range(interval: Interval) -> String {
     format!(
-        "{} .. {}",
+        "[{} – {}]",
         format_value(interval.low),
         format_value(interval.high)
     )
 }
 
+/// What the models take before their first instance, where that is something.
+fn shared(densities: &[Density]) -> Option<String> {
+    let parts: Vec<String> = densities
+        .iter()
+        .filter(|density| matches!(density.model, ModelId::HostVps | ModelId::GuestVps))
+        .filter_map(|density| {
+            let mib = format_value(density.shared_mib?);
+            Some(format!("{} {mib} MiB", density.model))
+        })
+        .collect();
+    (!parts.is_empty()).then(|| format!("density.mem: and once, for all: {}.", parts.join(", ")))
+}
+
 fn notes(summary: &Summary) -> String {
     let mut text = String::from(
-        "Median over blocks, [95 % bootstrap interval], x ratio to process in the same block.\n",
+        "Median over blocks, [its 95 % bootstrap interval], x ratio to process in the \
+         same\nblock, [its interval].\n",
     );
     if let Some(reason) = &summary.no_verdicts {
         let _ = writeln!(text, "No verdicts: {reason}.");
@@ -128,6 +171,9 @@ fn notes(summary: &Summary) -> String {
     }
     for trouble in &summary.troubles {
         let _ = writeln!(text, "trouble: {trouble}");
+    }
+    if let Some(shared) = shared(&summary.densities) {
+        let _ = writeln!(text, "{shared}");
     }
     for adjustment in &summary.plan.adjustments {
         let _ = writeln!(text, "Plan: {adjustment}.");
@@ -169,9 +215,13 @@ mod tests {
         ] {
             assert!(text.contains(word), "{word}:\n{text}");
         }
+        assert!(text.matches("· emulated host\n").count() == Metric::ALL.len());
+        for line in text.lines().take_while(|line| !line.starts_with("Median")) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
         for word in ["NaN", "inf", "better\n", "worse"] {
             assert!(
-                !text.replace("is better", "").contains(word),
+                !text.replace("is better ", "").contains(word),
                 "{word}:\n{text}"
             );
         }

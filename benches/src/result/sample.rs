@@ -38,6 +38,11 @@ pub struct Sample {
     /// The points that a slope was made from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub density: Vec<DensityPoint>,
+    /// What the model took of the host's available memory before its first
+    /// instance (a guest that instances share, an agent), in bytes; noise may
+    /// make it negative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_bytes: Option<i64>,
     /// Things worth knowing that do not make it invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
@@ -137,6 +142,7 @@ mod tests {
             inside_value: None,
             waterfall: None,
             density: Vec::new(),
+            shared_bytes: None,
             remarks: Vec::new(),
         }
     }
