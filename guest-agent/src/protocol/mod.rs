@@ -2,8 +2,8 @@
 //!
 //! A connection (vsock in a guest, a Unix or TCP socket on a host) carries
 //! [frames](frame): `u32 length | u8 kind | u32 request id | body`, little
-//! endian. The first frame in each direction is a [`Hello`]; after that the
-//! client sends [requests](Message) and the agent answers each with a reply
+//! endian. The first frame in each direction is a [`Hello`] (but see below for
+//! the agent's own call); after that the client sends [requests](Message) and the agent answers each with a reply
 //! of the same request id. Bodies are CBOR maps with integer keys, so that a
 //! field can be added without breaking an older peer: unknown keys are
 //! skipped, absent optional keys are `None`. The bodies of stream data frames
@@ -19,6 +19,13 @@
 //! the process. Input is bounded by credits: at most [`STDIN_WINDOW`] bytes of
 //! [`Message::Stdin`] are on the way, and each [`Message::StdinCredit`] gives
 //! back what was taken, so that signals and resizes are always read.
+//!
+//! The agent of a guest makes one call itself, to [`HOST_PORT`], as the first
+//! thing in its life; that the guest is ready is its [`Hello`] there, whose
+//! secret is the boot's nonce. The host answers it with nothing: it only
+//! listens, and the agent says nothing more until a [`Goodbye`], after which
+//! the host hangs up, so that the agent knows that it was heard before it
+//! resets the guest.
 //!
 //! Everything that arrives is untrusted: lengths are checked before anything
 //! is allocated, names are validated when they are decoded.

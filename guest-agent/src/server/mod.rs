@@ -119,6 +119,15 @@ impl Agent {
             let mut unregistered = EventFlags::empty();
             poller.set(host, Token::Host, &mut unregistered, EventFlags::IN)?;
         }
+        if let Some(memory) = setup
+            .supervisor
+            .as_ref()
+            .ok()
+            .and_then(Supervisor::memory_watch)
+        {
+            let mut unregistered = EventFlags::empty();
+            poller.set(memory, Token::Memory, &mut unregistered, EventFlags::IN)?;
+        }
         let mut agent = Self {
             poller,
             signals,
@@ -235,6 +244,12 @@ impl Agent {
             Token::Socket(id) => self.on_socket(id, flags),
             Token::Stream(id, which) => self.on_stream(id, which),
             Token::Console(number) => self.on_console(number),
+            Token::Memory => {
+                if let Ok(supervisor) = &mut self.supervisor {
+                    supervisor.memory_changed();
+                }
+                self.apply_effects();
+            }
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Token {
     Stream(u32, u8),
     /// A VPS's console, by the number of its start.
     Console(u32),
+    /// The memory of VPSs.
+    Memory,
 }
 
 impl Token {
@@ -33,6 +35,7 @@ impl Token {
             Self::Socket(number) => (3, number),
             Self::Stream(number, which) => (4 + u64::from(which), number),
             Self::Console(number) => (7, number),
+            Self::Memory => (8, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -45,7 +48,8 @@ impl Token {
             2 => Self::Listener(number),
             3 => Self::Socket(number),
             kind @ 4..=6 => Self::Stream(number, (kind - 4) as u8),
-            _ => Self::Console(number),
+            7 => Self::Console(number),
+            _ => Self::Memory,
         }
     }
 }
@@ -130,6 +134,7 @@ mod tests {
             Token::Stream(9, 0),
             Token::Stream(9, 2),
             Token::Console(1),
+            Token::Memory,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -325,6 +325,17 @@ impl Cgroups {
         read(outer, "pids.current").ok()?.trim().parse().ok()
     }
 
+    /// Its file with counts of what the kernel did for want of memory.
+    pub(crate) fn memory_events(&self, name: &str) -> PathBuf {
+        self.path.join(name).join("memory.events")
+    }
+
+    /// How many processes were killed for want of memory.
+    pub(crate) fn oom_kills(&self, name: &str) -> Option<u64> {
+        let outer = open(&self.root, name).ok()?;
+        field(&read(outer, "memory.events").ok()?, "oom_kill")
+    }
+
     /// What a VPS uses.
     pub(crate) fn usage(&self, name: &str) -> Result<Usage, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;

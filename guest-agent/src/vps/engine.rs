@@ -230,6 +230,18 @@ impl Engine {
         self.cgroups.tasks(vps.name())
     }
 
+    /// The file that changes when the kernel kills in a running VPS for want
+    /// of memory.
+    pub(crate) fn memory_events(&self, vps: &Vps) -> PathBuf {
+        self.cgroups.memory_events(vps.name())
+    }
+
+    /// How many processes of a running VPS the kernel has killed for want of
+    /// memory; `None` when it does not count.
+    pub(crate) fn oom_kills(&self, vps: &Vps) -> Option<u64> {
+        self.cgroups.oom_kills(vps.name())
+    }
+
     /// What a running VPS uses.
     ///
     /// # Errors
