@@ -94,14 +94,16 @@ pub fn ensure(packages: &[&str], why: &str, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     if !rustix::process::geteuid().is_root() {
+        // Without lists apt knows no versions; then its own words have to do.
+        let older = older_qemu(&missing).unwrap_or_default();
         return Err(Error::MissingPackages {
             why: why.to_owned(),
-            command: format!(
-                "sudo apt-get update && sudo apt-get install --no-install-recommends {}",
-                missing.join(" ")
-            ),
+            command: by_hand(&missing, &older),
             packages: missing,
         });
+    }
+    if missing.iter().any(|p| p == "busybox-static") && self::missing(&["busybox"])?.is_empty() {
+        progress.say("busybox-static takes the place of the package busybox, as its static form");
     }
     progress.say(&format!(
         "{why} needs packages: installing {} with apt-get",
@@ -110,14 +112,27 @@ pub fn ensure(packages: &[&str], why: &str, progress: &Progress) -> Result<()> {
     if !have_package_lists() {
         update(progress)?;
     }
-    if let Err(first) = install(&missing, progress) {
+    // Where versions conflict, apt would remove what is in the way and call it success.
+    let careful: &[&str] = if older_qemu(&missing)?.is_empty() {
+        &[]
+    } else {
+        &["--no-remove"]
+    };
+    if let Err(first) = install(careful, &missing, progress) {
         // Lists that are out of date name packages that the mirror has replaced.
         update(progress)?;
-        if install(&missing, progress).is_err() {
-            match qemu_utils_downgrade(&missing)? {
-                Some(version) => downgrade_qemu_utils(&missing, &version, progress)?,
-                None => return Err(first),
+        if install(careful, &missing, progress).is_err() {
+            let older = older_qemu(&missing)?;
+            if older.is_empty() {
+                return Err(first);
             }
+            progress.say(&format!(
+                "what is installed of QEMU does not go with this suite's qemu-system-x86: \
+                 replacing it by {}",
+                older.join(" ")
+            ));
+            let all = [missing, older].concat();
+            install(&["--allow-downgrades"], &all, progress)?;
         }
     }
     Ok(())
@@ -140,11 +155,7 @@ fn update(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn install(packages: &[String], progress: &Progress) -> Result<()> {
-    install_with(&[], packages, progress)
-}
-
-fn install_with(options: &[&str], packages: &[String], progress: &Progress) -> Result<()> {
+fn install(options: &[&str], packages: &[String], progress: &Progress) -> Result<()> {
     let task = progress.task("apt-get install", None);
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(options);
@@ -164,42 +175,51 @@ fn apt_get(args: &[&str], line: impl FnMut(&str)) -> Result<()> {
     command::run_lines(&mut apt, line)
 }
 
-/// The version of `qemu-utils` that goes with the suite's `qemu-system-x86`, if
-/// that package is wanted and a newer `qemu-utils` (from backports) stands in its way.
-fn qemu_utils_downgrade(packages: &[String]) -> Result<Option<String>> {
+/// The command that does by hand what [`ensure`] does for root.
+fn by_hand(missing: &[String], older: &[String]) -> String {
+    let mut words = vec!["sudo apt-get update && sudo apt-get install --no-install-recommends"];
+    if !older.is_empty() {
+        words.push("--allow-downgrades");
+    }
+    words.extend(missing.iter().chain(older).map(String::as_str));
+    words.join(" ")
+}
+
+/// What is installed beside `qemu-system-x86` in the version of another suite (as
+/// backports, for its tools alone) stands in that package's way.
+const QEMU_TOOLS: [&str; 2] = ["qemu-utils", "qemu-block-extra"];
+
+/// The versions (`package=version`) of QEMU's tools that go with the suite's
+/// `qemu-system-x86`, if that package is wanted and others are installed.
+fn older_qemu(packages: &[String]) -> Result<Vec<String>> {
     if !packages.iter().any(|p| p.starts_with("qemu-system")) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let mut policy = Command::new("apt-cache");
     policy
-        .args(["policy", "qemu-system-x86", "qemu-utils"])
+        .args(["policy", "qemu-system-x86"])
+        .args(QEMU_TOOLS)
         .env("LC_ALL", "C");
     Ok(conflicting_qemu(&command::run(&mut policy)?))
 }
 
-/// Reads `apt-cache policy`: the candidate of qemu-system-x86, if qemu-utils is
-/// installed in another version.
-fn conflicting_qemu(policy: &str) -> Option<String> {
+/// Reads `apt-cache policy` for [`older_qemu`].
+fn conflicting_qemu(policy: &str) -> Vec<String> {
     let field = |package: &str, field: &str| {
         let of_package = policy.split_once(&format!("{package}:\n"))?.1;
         let value = of_package
             .lines()
             .find_map(|l| l.trim().strip_prefix(field))?;
-        Some(value.trim().to_owned()).filter(|v| v != "(none)")
+        Some(value.trim()).filter(|v| *v != "(none)")
     };
-    let system = field("qemu-system-x86", "Candidate:")?;
-    let utils = field("qemu-utils", "Installed:")?;
-    (system != utils).then_some(system)
-}
-
-fn downgrade_qemu_utils(packages: &[String], version: &str, progress: &Progress) -> Result<()> {
-    progress.say(&format!(
-        "the installed qemu-utils does not go with this suite's qemu-system-x86: \
-         replacing it by version {version}"
-    ));
-    let mut all = packages.to_vec();
-    all.push(format!("qemu-utils={version}"));
-    install_with(&["--allow-downgrades"], &all, progress)
+    let Some(system) = field("qemu-system-x86", "Candidate:") else {
+        return Vec::new();
+    };
+    QEMU_TOOLS
+        .into_iter()
+        .filter(|tool| field(tool, "Installed:").is_some_and(|installed| installed != system))
+        .map(|tool| format!("{tool}={system}"))
+        .collect()
 }
 
 /// The path of a tool that belongs to a package: in `PATH`, or where
@@ -235,16 +255,32 @@ mod tests {
     }
 
     #[test]
-    fn a_qemu_utils_from_backports_is_found() {
+    fn qemu_tools_from_backports_are_found() {
         let policy = "qemu-system-x86:\n  Installed: (none)\n  Candidate: 1:7.2\n  Version table:\n\
-                      qemu-utils:\n  Installed: 1:10.0\n  Candidate: 1:10.0\n";
-        assert_eq!(conflicting_qemu(policy).as_deref(), Some("1:7.2"));
-        assert_eq!(
-            conflicting_qemu(&policy.replace("Installed: 1:10.0", "Installed: 1:7.2")),
-            None
+                      qemu-utils:\n  Installed: 1:10.0\n  Candidate: 1:10.0\n\
+                      qemu-block-extra:\n  Installed: (none)\n  Candidate: 1:7.2\n";
+        assert_eq!(conflicting_qemu(policy), ["qemu-utils=1:7.2"]);
+        let both = policy.replace(
+            "Installed: (none)\n  Candidate: 1:7.2\n",
+            "Installed: 1:10.0\n",
         );
+        assert!(
+            conflicting_qemu(&both).is_empty(),
+            "no candidate: nothing to go with"
+        );
+        let fits = policy.replace("Installed: 1:10.0", "Installed: 1:7.2");
+        assert!(conflicting_qemu(&fits).is_empty());
         let not_there = policy.replace("Installed: 1:10.0", "Installed: (none)");
-        assert_eq!(conflicting_qemu(&not_there), None);
+        assert!(conflicting_qemu(&not_there).is_empty());
+        assert!(conflicting_qemu("").is_empty());
+    }
+
+    #[test]
+    fn the_command_by_hand_allows_downgrades_only_where_it_takes_them() {
+        let missing = ["qemu-system-x86".to_owned()];
+        assert!(by_hand(&missing, &[]).ends_with("--no-install-recommends qemu-system-x86"));
+        let command = by_hand(&missing, &["qemu-utils=1:7.2".to_owned()]);
+        assert!(command.ends_with("--allow-downgrades qemu-system-x86 qemu-utils=1:7.2"));
     }
 
     #[test]
