@@ -31,7 +31,7 @@ pub(crate) fn host_vps(bench: &Workbench, runs: u32) -> Result<Verdict> {
     bench.run(&[
         "sh",
         "-c",
-        "set -e; rm -rf \"$0\"; mkdir -p \"$0/bin\" \"$0/proc\" \"$0/sys\" \"$0/dev\" \"$0/etc\" \
+        "set -e; rm -rf \"$0\"; mkdir -p /mnt \"$0/bin\" \"$0/proc\" \"$0/sys\" \"$0/dev\" \"$0/etc\" \
          \"$0/tmp\" \"$0/run\" \"$0/root\"; cp $(command -v busybox) \"$0/bin/busybox\"; \
          for name in sh true hostname; do ln -s busybox \"$0/bin/$name\"; done",
         ROOT,
