@@ -24,14 +24,15 @@ pub(crate) fn vmm_cost(bench: &Workbench, runs: u32) -> Result<Verdict> {
 
 /// A VPS on the bare host against bare system calls, `crun` and `runc`.
 pub(crate) fn host_vps(bench: &Workbench, runs: u32) -> Result<Verdict> {
-    const ROOT: &str = "/root/bounds/root";
+    // Where the mapped root of a user namespace may look, unlike in /root.
+    const ROOT: &str = "/var/lib/bounds-root";
     let agent = Workbench::place("insula-agent");
     let bare = Workbench::place("bare_vps");
     // A root of the kind that all of them accept: a directory with a busybox.
     bench.run(&[
         "sh",
         "-c",
-        "set -e; rm -rf \"$0\"; mkdir -p /mnt \"$0/bin\" \"$0/proc\" \"$0/sys\" \"$0/dev\" \"$0/etc\" \
+        "set -e; rm -rf \"$0\"; mkdir -p /mnt /var/lib \"$0/bin\" \"$0/proc\" \"$0/sys\" \"$0/dev\" \"$0/etc\" \
          \"$0/tmp\" \"$0/run\" \"$0/root\"; cp $(command -v busybox) \"$0/bin/busybox\"; \
          for name in sh true hostname; do ln -s busybox \"$0/bin/$name\"; done",
         ROOT,
