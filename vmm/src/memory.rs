@@ -53,9 +53,16 @@ pub fn allocate(size: MemSize, huge_pages: HugePages) -> Result<GuestMemory, Mem
         }
     })?;
     if huge_pages == HugePages::Transparent {
-        memory.iter().for_each(advice::transparent_huge_pages);
+        advice::huge_pages(&memory);
     }
     Ok(memory)
+}
+
+/// Says that `start..end` will be filled at once: where the host has huge
+/// pages for who asks, they save faults, the guest's own included. Nothing is
+/// wasted that is not at the ends.
+pub fn expect_filled(memory: &GuestMemory, start: u64, end: u64) {
+    advice::huge_pages_for(memory, start, end);
 }
 
 /// Gives a machine its memory: one slot for each range.

@@ -18,10 +18,12 @@ use vmm::machine::{Ending, Machine};
 
 const USAGE: &str = "\
 usage: insula-vmm --dir DIR | --config FILE
-       [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS]
+       [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS] [--profile FILE]
        insula-vmm --probe
 
-Runs one machine to its end. DIR holds machine.json and gets status.json.
+Runs one machine to its end. DIR holds machine.json and gets status.json and
+profile.sock, a socket that serves profiles. --profile samples the instruction
+pointers of the boot, and writes their counts to FILE as JSON.
 --probe says in JSON what kind of KVM the host has.
 
 exit codes: 0 powered off, 20 panicked or reset, 21 triple fault, 22 KVM or
@@ -33,6 +35,10 @@ const CONSOLE_LINES: usize = 20;
 
 struct Options {
     config: PathBuf,
+    /// Where profiles are served.
+    profile_socket: Option<PathBuf>,
+    /// Where the boot's profile goes.
+    boot_profile: Option<PathBuf>,
     reporter: Reporter,
     start_ns: u64,
 }
@@ -61,7 +67,7 @@ fn main() -> ExitCode {
         }
     };
     let timer = Arc::new(BootTimer::new(options.start_ns));
-    let exit = run(&options.config, &timer, &mut options.reporter);
+    let exit = run(&mut options, &timer);
     if exit.code != 0 {
         eprintln!("insula-vmm: {}", exit.message);
     }
@@ -70,13 +76,13 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter) -> ExitReport {
+fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
     let failed = |code, message: String| ExitReport {
         code,
         message,
         console: String::new(),
     };
-    let config = match MachineConfig::from_file(config) {
+    let config = match MachineConfig::from_file(&options.config) {
         Ok(config) => config,
         Err(error) => return failed(BAD_CONFIGURATION, error.to_string()),
     };
@@ -84,7 +90,18 @@ fn run(config: &std::path::Path, timer: &Arc<BootTimer>, reporter: &mut Reporter
         Ok(machine) => machine,
         Err(error) => return failed(error.exit_code(), error.to_string()),
     };
-    match machine.run(reporter) {
+    if let Some(path) = options.boot_profile.take() {
+        machine.profile_boot(path);
+    }
+    if let Some(path) = &options.profile_socket
+        && let Err(error) = machine.serve_profiles(path)
+    {
+        eprintln!(
+            "insula-vmm: cannot serve profiles on {}: {error}",
+            path.display()
+        );
+    }
+    match machine.run(&mut options.reporter) {
         Err(error) => failed(error.exit_code(), error.to_string()),
         Ok(ending) => {
             let console = match ending {
@@ -105,6 +122,8 @@ fn parse(
     started_ns: u64,
 ) -> Result<Request, String> {
     let mut config = None;
+    let mut profile_socket = None;
+    let mut boot_profile = None;
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
     while let Some(option) = arguments.next() {
@@ -121,11 +140,13 @@ fn parse(
             "--dir" => {
                 let dir = PathBuf::from(value()?);
                 reporter.status_path = Some(dir.join("status.json"));
+                profile_socket = Some(dir.join("profile.sock"));
                 config = Some(dir.join("machine.json"));
             }
             "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, &value()?)?)?),
             // Whoever holds this file open holds the guest's lock: never closed.
             "--lock-fd" => std::mem::forget(inherited(number(&option, &value()?)?)?),
+            "--profile" => boot_profile = Some(PathBuf::from(value()?)),
             "--start-ns" => start_ns = number(&option, &value()?)?,
             other => return Err(format!("unknown option {other}")),
         }
@@ -133,6 +154,8 @@ fn parse(
     let config = config.ok_or("one of --dir and --config is needed")?;
     Ok(Request::Run(Options {
         config,
+        profile_socket,
+        boot_profile,
         reporter,
         start_ns,
     }))

@@ -108,7 +108,13 @@ struct Segment {
 pub(super) fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel, KernelError> {
     let mut image = Image::open(path)?;
     let (entry, segments) = image.parse(memory::low_memory_end(memory).0)?;
-    let mut end = 0;
+    let start = segments.iter().map(|segment| segment.address).min();
+    let end = segments
+        .iter()
+        .map(|segment| segment.address + segment.memory_size)
+        .max()
+        .unwrap_or(0);
+    memory::expect_filled(memory, start.unwrap_or(end), end);
     for segment in segments {
         image
             .file
@@ -125,7 +131,6 @@ pub(super) fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel, Ke
                 path: path.to_owned(),
                 source,
             })?;
-        end = end.max(segment.address + segment.memory_size);
     }
     Ok(LoadedKernel {
         entry: GuestAddress(entry),

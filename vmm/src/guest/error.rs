@@ -88,6 +88,14 @@ pub enum GuestError {
         /// Its process.
         pid: u32,
     },
+    /// Somebody else profiles the guest.
+    #[error(
+        "guest {name} is being profiled already, or ended meanwhile: try again when that is over"
+    )]
+    ProfileInUse {
+        /// The name.
+        name: Name,
+    },
     /// The system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -28,10 +28,6 @@ use crate::config::{
     InitrdPaths, MachineConfig, Readiness, Resources, Version, VsockConfig,
 };
 
-/// What every guest kernel is told: a console that only speaks when something
-/// is wrong, a reset by keyboard controller, and a panic that is a reset.
-const BASE_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
-
 /// How much longer than the machine process its starter waits: the process
 /// itself ends a guest that is late, and knows better what to say.
 const GRACE: Duration = Duration::from_secs(10);
@@ -120,13 +116,7 @@ fn start(
 
     let (ready, ready_child) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|source| GuestError::io("make", Path::new("a pipe"), source))?;
-    let child = spawn(
-        &find_vmm(),
-        dir,
-        lock.as_fd(),
-        ready_child.as_fd(),
-        spec.ephemeral,
-    )?;
+    let child = spawn(&find_vmm(), dir, lock.as_fd(), ready_child.as_fd(), spec)?;
     drop(ready_child);
     let mut starting = Starting { child: Some(child) };
 
@@ -331,7 +321,6 @@ fn machine_config(
     spec: &GuestSpec,
     nonce: [u8; 16],
 ) -> Result<MachineConfig, String> {
-    let cmdline = [BASE_CMDLINE, spec.cmdline.trim()].join(" ");
     let mut initrds = spec.initrds.clone();
     initrds.push(dir.boot_segment_path());
     let drives = spec
@@ -349,7 +338,7 @@ fn machine_config(
         },
         boot_source: BootSource {
             kernel_image_path: spec.kernel.clone(),
-            boot_args: BootArgs::try_from(cmdline.trim_end().to_owned())?,
+            boot_args: BootArgs::try_from(spec.cmdline.trim().to_owned())?,
             initrd_paths: InitrdPaths::try_from(initrds)?,
         },
         drives: Drives::try_from(drives)?,

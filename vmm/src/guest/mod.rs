@@ -13,7 +13,7 @@
 //! # fn main() -> Result<(), vmm::guest::GuestError> {
 //! let root = RunRoot::for_user()?;
 //! let reservation = root.reserve(&"main".parse().map_err(vmm::guest::GuestError::Name)?)?;
-//! let spec = GuestSpec::new("/path/to/vmlinux".into());
+//! let spec = GuestSpec::new("/path/to/vmlinux".into(), "console=ttyS0 reboot=k panic=-1");
 //! let guest = reservation.start(&spec, None)?;
 //! guest.stop(std::time::Duration::from_secs(10))?;
 //! # Ok(())
@@ -24,12 +24,14 @@ mod boot_segment;
 mod error;
 mod launch;
 mod process;
+mod profile;
 mod rundir;
 mod running;
 mod size;
 mod spawn;
 mod spec;
 mod status;
+mod symbols;
 
 pub use error::{Ended, GuestError, StartFailure};
 pub use launch::Reservation;
@@ -39,6 +41,7 @@ pub use size::{ParseSizeError, Size};
 pub use spawn::{VMM_ENV, find_vmm};
 pub use spec::{Drive, GuestSpec};
 pub use status::{GuestRecord, GuestState, GuestStatus};
+pub use symbols::{Symbols, SymbolsError};
 
 #[cfg(test)]
 mod tests;

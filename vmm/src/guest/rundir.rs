@@ -289,6 +289,16 @@ impl GuestDir {
         self.path.join("vsock.sock")
     }
 
+    /// The socket on which `insula-vmm` serves profiles.
+    pub fn profile_socket_path(&self) -> PathBuf {
+        self.path.join("profile.sock")
+    }
+
+    /// The profile of the boot, of a guest that was started with one.
+    pub fn profile_path(&self) -> PathBuf {
+        self.path.join("profile.json")
+    }
+
     /// The directory for disks of its own.
     pub fn disks_path(&self) -> PathBuf {
         self.path.join("disks")

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use super::error::GuestError;
 use super::rundir::GuestDir;
+use super::spec::GuestSpec;
+use crate::machine::boot_timer::now_ns;
 
 /// Names the machine process' program, in place of the one beside this program.
 pub const VMM_ENV: &str = "INSULA_VMM";
@@ -46,7 +48,7 @@ pub(super) fn spawn(
     dir: &GuestDir,
     lock: BorrowedFd<'_>,
     ready: BorrowedFd<'_>,
-    ephemeral: bool,
+    spec: &GuestSpec,
 ) -> Result<Child, GuestError> {
     let path = dir.vmm_log_path();
     let log = File::create(&path).map_err(|source| GuestError::io("make", &path, source))?;
@@ -60,9 +62,15 @@ pub(super) fn spawn(
         .arg(dir.path())
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
         .args(["--lock-fd", &lock.as_raw_fd().to_string()])
+        // The start begins here: executing the program is part of it.
+        .args(["--start-ns", &now_ns().to_string()])
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_too);
+    if spec.profile {
+        command.arg("--profile").arg(dir.profile_path());
+    }
+    let ephemeral = spec.ephemeral;
     let inherited = [lock.as_raw_fd(), ready.as_raw_fd()];
     // SAFETY: the closure runs between fork and exec and makes nothing but
     // system calls that are async-signal-safe: no allocation, no lock.

@@ -19,7 +19,9 @@ pub struct GuestSpec {
     pub initrds: Vec<PathBuf>,
     /// Block devices in order: `vda`, `vdb`, …
     pub drives: Vec<Drive>,
-    /// Added to the kernel command line.
+    /// The kernel command line. The machine expects of it a console on
+    /// `ttyS0`, and that a reset (`reboot=k`) is how a kernel ends, after a
+    /// panic (`panic=-1`) too.
     pub cmdline: String,
     /// How long the guest may take to say hello.
     pub ready_timeout: ReadyTimeout,
@@ -27,6 +29,8 @@ pub struct GuestSpec {
     pub hostname: Option<Name>,
     /// The template that is the machine's own root, for a microVM.
     pub machine_root: Option<Name>,
+    /// Whether the boot is profiled.
+    pub profile: bool,
     /// Whether the guest ends with the *thread* that started it, and its
     /// [`Guest`](super::Guest) stops it when dropped.
     pub ephemeral: bool,
@@ -48,8 +52,9 @@ impl GuestSpec {
     /// for an emulated host under load.
     pub const DEFAULT_READY_TIMEOUT_MS: u64 = 60_000;
 
-    /// A guest of this kernel with one processor, default memory and nothing else.
-    pub fn new(kernel: PathBuf) -> Self {
+    /// A guest of this kernel and its command line, with one processor,
+    /// default memory and nothing else.
+    pub fn new(kernel: PathBuf, cmdline: &str) -> Self {
         Self {
             vcpus: VcpuCount::MIN,
             // Both constants are within their bounds; the fallback never is used.
@@ -57,11 +62,12 @@ impl GuestSpec {
             kernel,
             initrds: Vec::new(),
             drives: Vec::new(),
-            cmdline: String::new(),
+            cmdline: cmdline.to_owned(),
             ready_timeout: ReadyTimeout::try_from(Self::DEFAULT_READY_TIMEOUT_MS)
                 .unwrap_or(ReadyTimeout::MAX),
             hostname: None,
             machine_root: None,
+            profile: false,
             ephemeral: false,
         }
     }

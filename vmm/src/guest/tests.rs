@@ -29,7 +29,7 @@ impl Fixture {
     fn spec(&self) -> GuestSpec {
         let kernel = self.dir.path().join("vmlinux");
         fs::write(&kernel, "kernel").unwrap();
-        GuestSpec::new(kernel)
+        GuestSpec::new(kernel, "console=ttyS0 reboot=k panic=-1")
     }
 
     /// A program that is started as `insula-vmm` is and does `body`, with the

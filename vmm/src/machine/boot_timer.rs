@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Steps of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The machine process started.
+    /// The machine process was about to be spawned, or started where its
+    /// starter did not say.
     ProcessStart,
     /// KVM is open and the virtual machine exists.
     KvmReady,
@@ -29,7 +30,8 @@ pub enum Step {
 /// where it was not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spans {
-    /// The machine process started.
+    /// The machine process was about to be spawned, or started where its
+    /// starter did not say.
     pub process_start: Option<u64>,
     /// KVM is open and the virtual machine exists.
     pub kvm_ready: Option<u64>,

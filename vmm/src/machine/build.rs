@@ -15,7 +15,7 @@ use crate::boot;
 use crate::config::{MachineConfig, VcpuCount};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, layout};
-use crate::vcpu::{Vcpu, cpuid};
+use crate::vcpu::{Sampler, Vcpu, cpuid};
 
 impl Machine {
     /// Builds the machine that `config` describes. Nothing of the guest has
@@ -66,6 +66,9 @@ impl Machine {
             agent,
             ready_timeout: config.readiness.map(|readiness| readiness.ready_timeout_ms),
             timer,
+            sampler: Sampler::default(),
+            boot_profile: None,
+            profile_server: None,
             _vm: vm,
             _memory: memory,
         })

@@ -11,10 +11,11 @@ use super::Machine;
 use super::boot_timer::Step;
 use super::ending::{Cause, EndSignal, Ending};
 use super::error::BuildError;
+use super::profiling::{BootProfile, Ticker};
 use super::report::Reporter;
 use super::signals::EndingSignals;
 use super::wake::Wake;
-use crate::vcpu::{Buses, Kick, NoRepair, Vcpu, VcpuFailure};
+use crate::vcpu::{Buses, Kick, NoRepair, Sampler, Vcpu, VcpuFailure};
 
 /// Stack of a processor's thread. It only dispatches to devices.
 const VCPU_STACK: usize = 128 << 10;
@@ -41,10 +42,20 @@ impl Machine {
         if let Some(vsock) = self.devices.vsock.take() {
             events.add_subscriber(Box::new(vsock));
         }
+        if let Some(profiles) = self.profile_server.take() {
+            events.add_subscriber(Box::new(profiles));
+        }
 
+        let mut boot_profile = self
+            .boot_profile
+            .take()
+            .map(|path| BootProfile::start(path, self.sampler.clone()));
         let processors = self.start_processors()?;
         reporter.booting(self.timer.spans());
-        let cause = self.wait(&mut events, reporter);
+        let cause = self.wait(&mut events, &processors, &mut boot_profile, reporter);
+        if let Some(profile) = boot_profile {
+            profile.finish();
+        }
         let ending = self.ending(cause, &mut events);
 
         self.end.stop().set();
@@ -63,6 +74,7 @@ impl Machine {
         Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
         let mut processors = Processors {
             end: self.end.clone(),
+            sampler: self.sampler.clone(),
             threads: Vec::new(),
         };
         let buses = Arc::new(std::mem::take(&mut self.devices.buses));
@@ -77,6 +89,8 @@ impl Machine {
     fn wait(
         &self,
         events: &mut EventManager<Box<dyn MutEventSubscriber>>,
+        processors: &Processors,
+        boot_profile: &mut Option<BootProfile>,
         reporter: &mut Reporter,
     ) -> Cause {
         let mut deadline = self
@@ -85,8 +99,10 @@ impl Machine {
             .and(self.ready_timeout)
             .map(|timeout| Instant::now() + Duration::from_millis(u64::from(timeout.get())));
         if deadline.is_none() {
+            // There is no telling when its boot is over.
             reporter.ready(self.timer.spans());
         }
+        let mut ticker = Ticker::new(self.sampler.clone());
         loop {
             if let Some(cause) = self.end.take() {
                 return cause;
@@ -97,6 +113,9 @@ impl Machine {
                 }
                 if deadline.is_some() && agent.is_ready() {
                     deadline = None;
+                    if let Some(profile) = boot_profile.take() {
+                        profile.finish();
+                    }
                     reporter.ready(self.timer.spans());
                 }
             }
@@ -104,7 +123,10 @@ impl Machine {
             if left == Some(Duration::ZERO) {
                 return Cause::Ending(self.never_ready());
             }
-            if let Err(error) = events.run_with_timeout(milliseconds(left)) {
+            if ticker.is_due() {
+                processors.kick();
+            }
+            if let Err(error) = events.run_with_timeout(milliseconds(ticker.bound(left))) {
                 let failed = format!("cannot wait for events: {error}");
                 return Cause::Ending(Ending::Failed(failed));
             }
@@ -162,13 +184,14 @@ impl Machine {
 /// For `epoll_wait`: rounded up, so that the time is over when it returns.
 fn milliseconds(left: Option<Duration>) -> i32 {
     left.map_or(-1, |left| {
-        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
     })
 }
 
 /// The threads that run processors.
 struct Processors {
     end: EndSignal,
+    sampler: Sampler,
     threads: Vec<(JoinHandle<Vcpu>, Kick)>,
 }
 
@@ -176,8 +199,9 @@ impl Processors {
     fn start(&mut self, mut vcpu: Vcpu, buses: Arc<Buses>) -> Result<(), BuildError> {
         let kick = Kick::new(&mut vcpu);
         let end = self.end.clone();
+        let sampler = self.sampler.clone();
         let run = move || {
-            if let Err(failure) = vcpu.run(&buses, end.stop(), &mut NoRepair) {
+            if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, &mut NoRepair) {
                 end.raise(Cause::Vcpu(failure));
             }
             // Given back, so that its mapping lives until nobody kicks it.
@@ -194,6 +218,13 @@ impl Processors {
         Ok(())
     }
 
+    /// Gets all of them out of guest mode for a moment.
+    fn kick(&self) {
+        for (thread, kick) in &self.threads {
+            kick.kick(thread);
+        }
+    }
+
     /// Ends all of them, wherever they are.
     fn stop(mut self) {
         self.kick_and_join();
@@ -201,9 +232,7 @@ impl Processors {
 
     fn kick_and_join(&mut self) {
         self.end.stop().set();
-        for (thread, kick) in &self.threads {
-            kick.kick(thread);
-        }
+        self.kick();
         for (thread, _) in self.threads.drain(..) {
             // A thread that panicked has said so on standard error.
             drop(thread.join());

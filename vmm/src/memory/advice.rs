@@ -1,16 +1,37 @@
 //! Advice to the host about guest memory.
 
-use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-/// Asks for transparent huge pages. Only advice: a host that cannot is no error.
-pub(super) fn transparent_huge_pages(region: &GuestRegionMmap<()>) {
-    // SAFETY: the range is exactly one live mapping, and the advice changes no
-    // content.
-    unsafe {
-        libc::madvise(
-            region.as_ptr().cast(),
-            region.len() as usize,
-            libc::MADV_HUGEPAGE,
-        );
+use super::GuestMemory;
+
+/// Size of a transparent huge page.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Asks for transparent huge pages for all of the memory.
+pub(super) fn huge_pages(memory: &GuestMemory) {
+    for region in memory.iter() {
+        advise(region, 0, region.len());
     }
+}
+
+/// Asks for them for the huge pages that `start..end` has a part in.
+pub(super) fn huge_pages_for(memory: &GuestMemory, start: u64, end: u64) {
+    let Some(region) = memory.find_region(GuestAddress(start)) else {
+        return;
+    };
+    let base = region.start_addr().0;
+    let first = (start & !(HUGE_PAGE - 1)).saturating_sub(base);
+    let last = end.next_multiple_of(HUGE_PAGE).saturating_sub(base);
+    advise(region, first, last.min(region.len()));
+}
+
+/// Only advice: a host that cannot is no error.
+fn advise(region: &impl GuestMemoryRegion, first: u64, last: u64) {
+    let Ok(start) = region.get_host_address(MemoryRegionAddress(first)) else {
+        return;
+    };
+    let length = last.saturating_sub(first) as usize;
+    // SAFETY: the range lies in one live mapping, the region's, and the advice
+    // changes no content.
+    unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
 }

@@ -161,7 +161,10 @@ pub fn xsave_features(entries: &[kvm_cpuid_entry2]) -> u64 {
 pub fn host_is_emulated() -> bool {
     // The hypervisor's leaf; elsewhere it is some other leaf's content.
     let leaf = std::arch::x86_64::__cpuid(HYPERVISOR_BASE);
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == b"TCGTCGTCGTCG"
+    [leaf.ebx, leaf.ecx, leaf.edx]
+        .map(u32::to_le_bytes)
+        .concat()
+        == b"TCGTCGTCGTCG"
 }
 
 fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {

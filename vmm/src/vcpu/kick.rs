@@ -10,6 +10,17 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::Vcpu;
 
+/// Lets a processor that was kicked enter guest mode again. Whoever calls this
+/// looks afterwards for what it was kicked for.
+pub(super) fn acknowledge(vcpu: &mut Vcpu) {
+    let flag = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
+    // SAFETY: it is a byte of the processor's own live mapping, and is only
+    // written atomically.
+    let flag = unsafe { AtomicU8::from_ptr(flag) };
+    // Acquires what the kicker did before it kicked.
+    flag.swap(0, Ordering::AcqRel);
+}
+
 /// Makes a running processor return from guest mode.
 ///
 /// It must not outlive the [`Vcpu`] that it was made for: whoever spawns the

@@ -4,6 +4,7 @@ pub mod cpuid;
 mod kick;
 mod registers;
 mod run;
+mod sampler;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -13,6 +14,7 @@ use crate::kvm::{KvmError, refused};
 
 pub use kick::Kick;
 pub use run::{Buses, ExitRepair, NoRepair, Repair, Stop, VcpuFailure};
+pub use sampler::{Profile, Sampler};
 
 /// A virtual processor that is ready to run.
 #[derive(Debug)]

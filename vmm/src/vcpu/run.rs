@@ -8,7 +8,8 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use thiserror::Error;
 
-use super::Vcpu;
+use super::sampler::Sampler;
+use super::{Vcpu, kick};
 use crate::devices::bus::Bus;
 
 /// The address spaces that a guest's accesses go to.
@@ -160,7 +161,8 @@ enum Pending {
 }
 
 impl Vcpu {
-    /// Runs until `stop` is set or the processor cannot go on.
+    /// Runs until `stop` is set or the processor cannot go on. Whenever it is
+    /// kicked, `sampler` learns where it is.
     ///
     /// # Errors
     /// [`VcpuFailure`], with the registers.
@@ -168,12 +170,14 @@ impl Vcpu {
         &mut self,
         buses: &Buses,
         stop: &Stop,
+        sampler: &Sampler,
         repair: &mut dyn ExitRepair,
     ) -> Result<(), VcpuFailure> {
         while !stop.is_set() {
             let pending = match self.fd.run() {
                 Ok(exit) => serve(exit, buses),
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.kicked(sampler);
                     Pending::Nothing
                 }
                 Err(source) => {
@@ -188,6 +192,18 @@ impl Vcpu {
             self.settle(pending, repair)?;
         }
         Ok(())
+    }
+
+    /// Out of guest mode because somebody wants to know something: whether it
+    /// is to stop, or where it is.
+    #[cold]
+    fn kicked(&mut self, sampler: &Sampler) {
+        kick::acknowledge(self);
+        if sampler.is_on()
+            && let Ok(registers) = self.fd.get_regs()
+        {
+            sampler.count(registers.rip);
+        }
     }
 
     fn settle(&mut self, pending: Pending, repair: &mut dyn ExitRepair) -> Result<(), VcpuFailure> {

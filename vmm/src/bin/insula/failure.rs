@@ -58,20 +58,30 @@ impl Failure {
     }
 }
 
+/// Fields of a machine's configuration, which our users never see, and the
+/// options that they come from.
+const OPTIONS: [(&str, &str); 2] = [("mem_size_mib", "--memory"), ("boot_args", "--cmdline")];
+
 impl fmt::Display for Failure {
     /// The message and its causes, each once: an error that prints its source
     /// as part of its own text is not followed by the source again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.error.to_string();
-        f.write_str(&said)?;
+        let mut message = self.error.to_string();
+        let mut said = message.clone();
         for cause in self.error.chain().skip(1) {
             let cause = cause.to_string();
             if !said.contains(&cause) {
-                write!(f, ": {cause}")?;
+                message.push_str(": ");
+                message.push_str(&cause);
                 said = cause;
             }
         }
-        Ok(())
+        if self.error.is::<GuestError>() {
+            for (field, option) in OPTIONS {
+                message = message.replace(field, option);
+            }
+        }
+        f.write_str(&message)
     }
 }
 
@@ -121,6 +131,16 @@ impl From<ClientError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_names_options() {
+        let failure = Failure::from(GuestError::Invalid {
+            name: "main".parse().unwrap(),
+            reason: "it does not fit: raise mem_size_mib".to_owned(),
+        });
+        let expected = "guest main: it does not fit: raise --memory";
+        assert_eq!(failure.to_string(), expected);
+    }
 
     #[test]
     fn causes_are_said_once() {

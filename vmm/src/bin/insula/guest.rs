@@ -20,6 +20,7 @@ use crate::lab;
 use crate::machine::{self, Purpose};
 use crate::output::{Output, print, table};
 use crate::place::{self, Place};
+use crate::profile::{self, Span};
 
 /// Between two looks at a console that is followed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
@@ -41,13 +42,12 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         return forward::to_lab(kernel.as_deref(), output);
     }
     match command {
-        GuestCommand::Start(StartOptions { name, .. }) => {
-            let guest = machine::launch(
-                name,
-                &options.unwrap_or_default(),
-                &Purpose::default(),
-                output,
-            )?;
+        GuestCommand::Start(StartOptions { name, profile, .. }) => {
+            let purpose = Purpose {
+                profile: *profile,
+                ..Purpose::default()
+            };
+            let guest = machine::launch(name, &options.unwrap_or_default(), &purpose, output)?;
             let status = guest.dir().status()?;
             output.result(&status, || {
                 format!("guest {name} is ready{}", boot_time(&status))
@@ -72,6 +72,19 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         GuestCommand::Log { name } => {
             let dir = RunRoot::for_user()?.find(name)?;
             show(&dir, &dir.vmm_log_path(), false)
+        }
+        GuestCommand::Profile {
+            name,
+            seconds,
+            boot,
+            top,
+        } => {
+            let span = if *boot {
+                Span::Boot
+            } else {
+                Span::Now(Duration::from_secs(u64::from(*seconds)))
+            };
+            profile::main(name, span, *top, output)
         }
         GuestCommand::Status { name } => status(name, output),
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest_agent::protocol::{DiskRole, Name};
+use images::kernel;
 use vmm::config::ReadyTimeout;
 use vmm::guest::{Drive, Guest, GuestSpec, RunRoot, Size};
 
@@ -27,6 +28,8 @@ pub(crate) struct Purpose {
     pub(crate) ephemeral: bool,
     /// Its own root is this template: a microVM, without VPSs and their disk.
     pub(crate) machine_root: Option<Name>,
+    /// Its boot is profiled.
+    pub(crate) profile: bool,
     /// Its host name.
     pub(crate) hostname: Option<Name>,
 }
@@ -64,18 +67,21 @@ pub(crate) fn launch(
             path,
         });
     }
-    let mut spec = GuestSpec::new(kernel);
+    let mut spec = GuestSpec::new(kernel, kernel::COMMAND_LINE);
     spec.vcpus = options.vcpus.unwrap_or(spec.vcpus);
     spec.memory = options.memory.unwrap_or(spec.memory);
     spec.initrds = vec![initramfs];
     spec.drives = drives;
-    spec.cmdline = options.cmdline.clone().unwrap_or_default();
+    if let Some(more) = &options.cmdline {
+        spec.cmdline = format!("{} {more}", spec.cmdline);
+    }
     if let Some(timeout) = options.ready_timeout {
         spec.ready_timeout =
             ReadyTimeout::try_from(timeout.as_millis() as u64).map_err(Failure::usage)?;
     }
     spec.hostname.clone_from(&purpose.hostname);
     spec.machine_root.clone_from(&purpose.machine_root);
+    spec.profile = purpose.profile;
     spec.ephemeral = purpose.ephemeral;
     output.detail(format!(
         "starting guest {name}: {} vCPU, {}, kernel {}",

@@ -16,6 +16,7 @@ mod lab;
 mod machine;
 mod output;
 mod place;
+mod profile;
 mod run;
 mod vps;
 

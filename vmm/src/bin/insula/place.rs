@@ -2,7 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use vmm::guest::RunRoot;
+use vmm::probe::{KvmKind, probe};
 
 use crate::cli::On;
 use crate::failure::Failure;
@@ -17,13 +20,13 @@ pub(crate) enum Place {
     Lab,
 }
 
-/// What there is of KVM, by a look that costs nothing.
+/// What there is of KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kvm {
-    /// The processor has VT-x or SVM, and `/dev/kvm` can be opened.
+    /// Guests run on it.
     Hardware,
-    /// `/dev/kvm` can be opened, but the processor has neither: KVM on pages
-    /// tables alone, which emulates the guest's kernel an instruction at a time.
+    /// Guests' kernels are emulated an instruction at a time, for want of VT-x
+    /// and SVM: ordinary ones do not boot.
     Pvm,
     /// There is none, or it can't be used; why, and the cure.
     Missing {
@@ -69,10 +72,14 @@ pub(crate) fn decide(on: Option<On>, output: &Output) -> Result<Place, Failure> 
 
 /// Refuses to start a guest where it would not work.
 pub(crate) fn require_hardware() -> Result<(), Failure> {
-    match kvm() {
+    refuse_all_but_hardware(kvm())
+}
+
+fn refuse_all_but_hardware(kvm: Kvm) -> Result<(), Failure> {
+    match kvm {
         Kvm::Hardware => Ok(()),
         Kvm::Pvm => Err(Failure::new(
-            "this machine's /dev/kvm is of the PVM kind (no VT-x or SVM): guests do not start on \
+            "this machine's /dev/kvm is of the PVM kind (it emulates guests' kernels for want of VT-x or SVM): guests do not start on \
              it; run them in the lab, by leaving out --on hardware or saying --on lab",
         )),
         Kvm::Missing { why, cure } => Err(Failure::new(format!(
@@ -82,53 +89,131 @@ pub(crate) fn require_hardware() -> Result<(), Failure> {
     }
 }
 
-/// What there is of KVM.
+/// What there is of KVM: whether it opens, then what [`probe`] finds by
+/// running micro-guests, which is asked once after each boot.
 pub(crate) fn kvm() -> Kvm {
-    let opened = File::options().read(true).write(true).open(DEVICE);
-    if let Err(error) = opened {
-        let (why, cure) = match error.kind() {
-            ErrorKind::NotFound => (
-                format!("there is no {DEVICE}"),
-                "load the module (modprobe kvm_intel or kvm_amd), or switch virtualization on in \
-                 the firmware",
-            ),
-            ErrorKind::PermissionDenied => (
-                format!("{DEVICE} may not be opened by this user"),
-                "join its group (sudo usermod -aG kvm $USER, then log in again)",
-            ),
-            _ => (
-                format!("{DEVICE} cannot be opened ({error})"),
-                "see the kernel's log (dmesg)",
-            ),
-        };
-        return Kvm::Missing { why, cure };
+    if let Some(missing) = missing() {
+        return missing;
     }
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if has_virtualization(&cpuinfo) {
-        Kvm::Hardware
-    } else {
-        Kvm::Pvm
+    // An emulator is slow enough to be taken for the other kind.
+    if is_lab() {
+        return Kvm::Hardware;
     }
+    let known = RunRoot::for_user().ok().and_then(|root| Known::open(&root));
+    if let Some(kind) = known.as_ref().and_then(Known::kind) {
+        return kind;
+    }
+    let kind = match probe().kind {
+        KvmKind::Hardware { .. } => Kvm::Hardware,
+        KvmKind::Pvm { .. } => Kvm::Pvm,
+        KvmKind::Unusable { reason } => {
+            return Kvm::Missing {
+                why: format!("{DEVICE} is of no use ({reason})"),
+                cure: "see `insula doctor` and the kernel's log (dmesg)",
+            };
+        }
+    };
+    if let Some(known) = known {
+        known.remember(&kind);
+    }
+    kind
 }
 
-/// Whether the processor's flags show VT-x or SVM.
-fn has_virtualization(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
-    flags.is_some_and(|line| {
-        line.split_whitespace()
-            .any(|flag| flag == "vmx" || flag == "svm")
-    })
+/// What is wrong with KVM's device, if anything is.
+pub(crate) fn missing() -> Option<Kvm> {
+    let error = File::options().read(true).write(true).open(DEVICE).err()?;
+    let (why, cure) = match error.kind() {
+        ErrorKind::NotFound => (
+            format!("there is no {DEVICE}"),
+            "load the module (modprobe kvm_intel or kvm_amd), or switch virtualization on in the \
+             firmware",
+        ),
+        ErrorKind::PermissionDenied => (
+            format!("{DEVICE} may not be opened by this user"),
+            "join its group (sudo usermod -aG kvm $USER, then log in again)",
+        ),
+        _ => (
+            format!("{DEVICE} cannot be opened ({error})"),
+            "see the kernel's log (dmesg)",
+        ),
+    };
+    Some(Kvm::Missing { why, cure })
+}
+
+/// What was found out about KVM since the host booted: a file beside the
+/// guests' directories, whose name no guest can have.
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    boot_id: String,
+}
+
+impl Known {
+    fn open(root: &RunRoot) -> Option<Self> {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(Self {
+            path: root.path().join(".kvm-kind"),
+            boot_id: boot_id.trim().to_owned(),
+        })
+    }
+
+    /// What was remembered, unless it is about another boot or nonsense.
+    fn kind(&self) -> Option<Kvm> {
+        let text = fs::read_to_string(&self.path).ok()?;
+        match text.trim_end().split_once(' ')? {
+            (boot_id, "hardware") if boot_id == self.boot_id => Some(Kvm::Hardware),
+            (boot_id, "pvm") if boot_id == self.boot_id => Some(Kvm::Pvm),
+            _ => None,
+        }
+    }
+
+    fn remember(&self, kind: &Kvm) {
+        let word = match kind {
+            Kvm::Hardware => "hardware",
+            Kvm::Pvm => "pvm",
+            Kvm::Missing { .. } => return,
+        };
+        // One line in one write: a reader gets it whole or finds nonsense. If
+        // it can't be written, the next command probes again.
+        let _ = fs::write(&self.path, format!("{} {word}\n", self.boot_id));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn known(dir: &Path, boot_id: &str) -> Known {
+        Known {
+            path: dir.join("kind"),
+            boot_id: boot_id.to_owned(),
+        }
+    }
+
     #[test]
-    fn flags_are_whole_words() {
-        assert!(has_virtualization("model : 1\nflags\t\t: fpu svm sse\n"));
-        assert!(has_virtualization("flags : vmx\n"));
-        assert!(!has_virtualization("flags : fpu svm_lock\nbugs : svm\n"));
-        assert!(!has_virtualization(""));
+    fn the_kind_is_remembered_until_the_next_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = known(dir.path(), "first");
+        assert_eq!(first.kind(), None);
+        for kind in [Kvm::Hardware, Kvm::Pvm] {
+            first.remember(&kind);
+            assert_eq!(first.kind(), Some(kind));
+        }
+        assert_eq!(known(dir.path(), "second").kind(), None);
+        fs::write(dir.path().join("kind"), "first").unwrap();
+        assert_eq!(first.kind(), None);
+    }
+
+    #[test]
+    fn a_pvm_host_is_refused_with_the_way_out() {
+        assert!(refuse_all_but_hardware(Kvm::Hardware).is_ok());
+        let refused = |kvm| refuse_all_but_hardware(kvm).unwrap_err().to_string();
+        assert!(refused(Kvm::Pvm).contains("--on lab"));
+        let missing = Kvm::Missing {
+            why: "there is no /dev/kvm".to_owned(),
+            cure: "get one",
+        };
+        let message = refused(missing);
+        assert!(message.contains("--on lab") && message.contains("get one"));
     }
 }

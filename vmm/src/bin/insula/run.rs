@@ -193,6 +193,7 @@ fn microvm(options: &RunOptions, output: &Output) -> Outcome {
         ephemeral: true,
         machine_root: Some(options.template.clone()),
         hostname: options.hostname.clone(),
+        ..Purpose::default()
     };
     let streams = Streams::new(options.terminal, options.no_terminal);
     let exec = Exec {

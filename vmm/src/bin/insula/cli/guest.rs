@@ -18,6 +18,8 @@ Examples:
   insula guest start --config guest.toml
   insula guest list --json
   insula guest console main -f           what its kernel prints, as it prints it
+  insula guest start main --profile && insula guest profile main --boot
+  insula guest profile main --seconds 10
   insula guest stop main
 
 A configuration file has the same names as the options:
@@ -70,6 +72,24 @@ pub(crate) enum GuestCommand {
         #[arg(default_value = "main")]
         name: Name,
     },
+    /// Show where a guest spends its time, by kernel function
+    ///
+    /// Every millisecond each of its virtual processors is asked where it is.
+    /// One that waits for work counts as being in the kernel's idle function.
+    Profile {
+        /// The guest
+        #[arg(default_value = "main")]
+        name: Name,
+        /// For how long; Ctrl-C ends it early
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+        seconds: u32,
+        /// Show the boot of a guest that was started with --profile instead
+        #[arg(long, conflicts_with = "seconds")]
+        boot: bool,
+        /// How many functions to show
+        #[arg(long, value_name = "N", default_value_t = 30)]
+        top: usize,
+    },
     /// Show one guest: its state, its agent and what its start took
     Status {
         /// The guest
@@ -84,6 +104,9 @@ pub(crate) struct StartOptions {
     /// The guest's name
     #[arg(default_value = "main")]
     pub(crate) name: Name,
+    /// Sample where the boot spends its time, for `insula guest profile --boot`
+    #[arg(long)]
+    pub(crate) profile: bool,
     #[command(flatten)]
     pub(crate) machine: MachineOptions,
 }

@@ -14,7 +14,7 @@ pub(super) struct Report {
 
 /// Opens KVM, asks it, and runs micro-guests on it.
 pub(super) fn check() -> Report {
-    if let place::Kvm::Missing { why, cure } = place::kvm() {
+    if let Some(place::Kvm::Missing { why, cure }) = place::missing() {
         return Report {
             findings: vec![Finding::lacking("kvm", why, cure)],
             is_usable: false,
