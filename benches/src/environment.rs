@@ -109,7 +109,12 @@ impl Environment {
 
 /// A field of `/proc/meminfo`, in bytes.
 pub fn memory_field(name: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    field_bytes(Path::new("/proc/meminfo"), name)
+}
+
+/// A field in kB of a file of lines `Name: N kB`, in bytes.
+pub fn field_bytes(path: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -115,10 +115,10 @@ fn left(estimate: Duration, elapsed: Duration, done: u64, all: u64) -> Duration 
     } else {
         done as f64 / all as f64
     };
-    let planned = estimate.mul_f64(1.0 - share);
     if share <= 0.0 {
-        return planned;
+        return estimate.saturating_sub(elapsed);
     }
+    let planned = estimate.mul_f64(1.0 - share);
     let seen = elapsed.mul_f64((1.0 - share) / share);
     planned.mul_f64(1.0 - share) + seen.mul_f64(share)
 }
@@ -139,11 +139,11 @@ mod tests {
     #[test]
     fn the_rest_is_the_estimate_and_then_what_was_seen() {
         let seconds = Duration::from_secs;
-        assert_eq!(left(seconds(100), seconds(0), 0, 10), seconds(100));
+        assert_eq!(left(seconds(100), seconds(20), 0, 10), seconds(80));
         // Half done in thrice the time: between both.
         assert_eq!(left(seconds(100), seconds(150), 5, 10), seconds(100));
         assert_eq!(left(seconds(100), seconds(300), 10, 10), seconds(0));
-        assert_eq!(left(seconds(7), seconds(1), 0, 0), seconds(7));
+        assert_eq!(left(seconds(7), seconds(1), 0, 0), seconds(6));
         assert_eq!(minutes(seconds(125)), "2 min 05 s");
         assert_eq!(minutes(seconds(5)), "5 s");
     }

@@ -10,8 +10,8 @@ use crate::models::{
 };
 use crate::plan::{Plan, Profile, Wishes};
 use crate::result::{
-    DensityPoint, Event, FORMAT, Header, Outside, Sample, UnavailableModel, VERSION, Validity,
-    Waterfall,
+    DensityPoint, Event, FORMAT, Header, Outside, Recording, Sample, UnavailableModel, VERSION,
+    Validity, Waterfall,
 };
 use crate::stats::Random;
 
@@ -206,6 +206,16 @@ pub(crate) fn header() -> Header {
             model: ModelId::Microvm,
             reason: "no /dev/kvm & <b>no</b> lab".into(),
         }],
+    }
+}
+
+/// A whole run of [`header`]'s plan that was killed at its end.
+pub(crate) fn recording() -> Recording {
+    Recording {
+        header: header(),
+        samples: samples(),
+        footer: None,
+        unreadable_lines: 0,
     }
 }
 

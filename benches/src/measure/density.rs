@@ -1,10 +1,11 @@
 //! Density: what one more idle instance takes of the host's memory.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Place;
-use crate::environment::memory_field;
+use crate::environment::{field_bytes, memory_field};
 use crate::metric::Metric;
 use crate::models::{Instance, InstanceLimits, Model};
 use crate::plan::SETTLE_S;
@@ -121,14 +122,7 @@ fn point(instances: &mut [Box<dyn Instance>]) -> Result<DensityPoint, String> {
 
 /// Proportional set size of a process, in bytes.
 fn pss_bytes(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    field_bytes(Path::new(&format!("/proc/{pid}/smaps_rollup")), "Pss")
 }
 
 #[cfg(test)]

@@ -238,17 +238,9 @@ impl Model for MicrovmModel {
         argv: &[&str],
     ) -> Result<Execution, ModelError> {
         let clock = Clock::start();
-        let mut instance = self.guest(limits)?;
-        let mut waterfall = instance.waterfall;
-        let asked = clock.elapsed_ns();
-        let executed = instance.exec(argv, PATIENCE);
-        instance.end()?;
-        let mut execution = executed?;
-        let returned = clock.elapsed_ns();
-        waterfall.merge(&execution.waterfall.after_launch(asked));
-        waterfall.set(Event::Returned, returned);
-        execution.waterfall = waterfall;
-        Ok(execution)
+        // Without an idle process: its program is the only one.
+        let instance = self.guest(limits)?;
+        super::run_in(Box::new(instance), clock, argv)
     }
 }
 

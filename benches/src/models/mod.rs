@@ -148,18 +148,28 @@ pub trait Model {
         argv: &[&str],
     ) -> Result<Execution, ModelError> {
         let clock = Clock::start();
-        let mut instance = self.launch(limits)?;
-        let mut waterfall = *instance.waterfall();
-        let asked = clock.elapsed_ns();
-        let executed = instance.exec(argv, PATIENCE);
-        instance.destroy()?;
-        let mut execution = executed?;
-        let returned = clock.elapsed_ns();
-        waterfall.merge(&execution.waterfall.after_launch(asked));
-        waterfall.set(crate::result::Event::Returned, returned);
-        execution.waterfall = waterfall;
-        Ok(execution)
+        let instance = self.launch(limits)?;
+        run_in(instance, clock, argv)
     }
+}
+
+/// Runs one program in an instance that was asked for at `clock`'s start, and
+/// destroys the instance.
+fn run_in(
+    mut instance: Box<dyn Instance>,
+    clock: Clock,
+    argv: &[&str],
+) -> Result<Execution, ModelError> {
+    let mut waterfall = *instance.waterfall();
+    let asked = clock.elapsed_ns();
+    let executed = instance.exec(argv, PATIENCE);
+    instance.destroy()?;
+    let mut execution = executed?;
+    let returned = clock.elapsed_ns();
+    waterfall.merge(&execution.waterfall.after_launch(asked));
+    waterfall.set(crate::result::Event::Returned, returned);
+    execution.waterfall = waterfall;
+    Ok(execution)
 }
 
 /// A running instance.

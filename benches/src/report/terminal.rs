@@ -188,17 +188,11 @@ fn notes(summary: &Summary) -> String {
 mod tests {
     use super::*;
     use crate::environment::HostKind;
-    use crate::result::Recording;
-    use crate::testing::{header, samples};
+    use crate::testing::recording;
 
     #[test]
     fn shows_every_metric_of_every_model() {
-        let mut recording = Recording {
-            header: header(),
-            samples: samples(),
-            footer: None,
-            unreadable_lines: 0,
-        };
+        let mut recording = recording();
         recording.header.environment.host = HostKind::Emulated;
         let text = terminal(&Summary::new(&recording));
         for metric in Metric::ALL {

@@ -95,16 +95,7 @@ mod tests {
     use super::*;
     use crate::environment::HostKind;
     use crate::metric::Metric;
-    use crate::testing::{header, samples};
-
-    fn recording() -> Recording {
-        Recording {
-            header: header(),
-            samples: samples(),
-            footer: None,
-            unreadable_lines: 0,
-        }
-    }
+    use crate::testing::recording;
 
     fn render(recording: &Recording) -> String {
         page(recording, &Summary::new(recording))

@@ -257,16 +257,7 @@ fn slope(samples: &[Sample], model: ModelId) -> Option<Density> {
 mod tests {
     use super::*;
     use crate::environment::HostKind;
-    use crate::testing::{header, samples};
-
-    fn recording() -> Recording {
-        Recording {
-            header: header(),
-            samples: samples(),
-            footer: None,
-            unreadable_lines: 0,
-        }
-    }
+    use crate::testing::recording;
 
     #[test]
     fn excluded_samples_are_listed_and_left_out() {
