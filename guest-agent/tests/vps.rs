@@ -384,3 +384,79 @@ fn restart_and_forced_destruction() {
     service.client().vps_destroy(&name("web"), true).unwrap();
     assert!(service.client().vps_list().unwrap().is_empty());
 }
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn what_the_host_tells_a_vps_is_not_its_own_to_change() {
+    let service = Service::start();
+    service.up(spec("web"));
+    let script = "cat /run/host/container-manager; \
+                  echo x > /run/host/container-manager || echo refused; \
+                  mount -o remount,bind,rw /run/host; \
+                  echo x > /run/host/container-manager || echo refused; \
+                  rm -f /run/host/container-uuid; touch /run/host/new; ls /run/host";
+    let got = service.sh("web", script);
+    let text = String::from_utf8(got.stdout).unwrap();
+    assert_eq!(
+        text,
+        "insula\nrefused\nrefused\ncontainer-manager\ncontainer-uuid\n"
+    );
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_kill_for_want_of_memory_is_told_of_while_the_vps_goes_on() {
+    let service = Service::start();
+    let mut events = service.client().subscribe(0);
+    let mut small = spec("web");
+    small.limits.memory_bytes = Some(16 << 20);
+    service.up(small);
+    let got = service.sh("web", "tail /dev/zero; echo $?");
+    assert_eq!(got.stdout, b"137\n");
+    while events.next(Some(LONG)).unwrap().kind != EventKind::OutOfMemory {}
+    let info = service.client().vps_get(&name("web")).unwrap();
+    assert_eq!((info.state, info.boot_count), (VpsState::Running, 1));
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn busybox_powers_off_when_asked_and_is_not_waited_for_in_vain() {
+    let service = Service::start();
+    let mut template = spec("web");
+    template.init = Init::Template;
+    service.up(template);
+    service.sh(
+        "web",
+        "mkdir -p /etc; echo '::shutdown:/bin/touch /ended' > /etc/inittab; kill -HUP 1",
+    );
+    let before = Instant::now();
+    let info = service
+        .client()
+        .vps_stop(&name("web"), Duration::from_secs(20))
+        .unwrap();
+    assert_eq!(
+        (info.state, info.last_exit),
+        (VpsState::Stopped, Some(Exit::Halt))
+    );
+    assert!(before.elapsed() < Duration::from_millis(1500));
+    service.client().vps_start(&name("web")).unwrap();
+    assert_eq!(service.sh("web", "ls /ended").stdout, b"/ended\n");
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn devices_other_than_its_own_stay_shut_even_to_the_machines_root() {
+    let service = Service::start();
+    service.up(spec("web"));
+    let info = service.client().vps_get(&name("web")).unwrap();
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", info.init_pid.unwrap())).unwrap();
+    let cgroup = format!("/sys/fs/cgroup{}", cgroup.trim().trim_start_matches("0::"));
+    // A process that has all rights but the VPS's cgroup.
+    let script = format!(
+        "echo $$ > {cgroup}/cgroup.procs; echo x > /dev/null && echo null; \
+         : < /dev/kmsg && echo kmsg; mknod /tmp/node c 1 11 && echo made; \
+         : < /tmp/node && echo node; rm -f /tmp/node"
+    );
+    let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8(shell.stdout).unwrap(), "null\nmade\n");
+}

@@ -5,13 +5,14 @@
 //! ROOT/NAME/payload/  root of the VPS's cgroup namespace; delegated
 //! ```
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::{Error, IdRange};
+use super::{Error, IdRange, devices};
 use crate::protocol::{Limits, Usage};
 
 /// Controllers that VPSs get, as far as the kernel has them.
@@ -125,6 +126,8 @@ pub(crate) struct Cgroups {
     path: PathBuf,
     /// Files of a delegated cgroup that its owner may write.
     delegate: Vec<String>,
+    /// Set when the devices of all that is below have been bounded.
+    bounded: OnceCell<()>,
 }
 
 impl Cgroups {
@@ -162,7 +165,29 @@ impl Cgroups {
             root: fd,
             path: path.to_owned(),
             delegate: delegate.split_whitespace().map(str::to_owned).collect(),
+            bounded: OnceCell::new(),
         })
+    }
+
+    /// Bounds the devices that VPSs may open. Once, when the first one starts:
+    /// a guest is ready before it needs that.
+    pub(crate) fn bound_devices(&self) -> Result<(), Error> {
+        if self.bounded.get().is_some() {
+            return Ok(());
+        }
+        devices::bound(self.root.as_fd()).map_err(|errno| match errno {
+            Errno::NOSYS | Errno::INVAL => Error::Invalid(format!(
+                "this kernel cannot bound the devices of a cgroup ({errno}): it needs \
+                 CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
+            )),
+            errno => Error::system(
+                "bound the devices of cgroup",
+                self.path.display().to_string(),
+            )(errno),
+        })?;
+        // Nobody else sets it: the engine has one thread.
+        let _ = self.bounded.set(());
+        Ok(())
     }
 
     /// For one VPS without a part of its own to divide: enables only what
@@ -180,6 +205,7 @@ impl Cgroups {
             root,
             path: path.to_owned(),
             delegate: Vec::new(),
+            bounded: OnceCell::new(),
         })
     }
 

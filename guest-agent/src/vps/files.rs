@@ -5,6 +5,7 @@
 //!                upper   what the VPS changed, owned by 0, 33, …: IDs of the VPS
 //!                work    overlay's own
 //!                root    where the overlay is mounted
+//!                host    what the VPS sees as /run/host, read-only
 //! STATE/trash/N          on its way out
 //! ```
 
@@ -18,7 +19,7 @@ use super::Error;
 use super::raw::{self, Cloned};
 
 /// Directories of a VPS.
-const PARTS: &[&str] = &["lower", "root", "upper", "work"];
+const PARTS: &[&str] = &["host", "lower", "root", "upper", "work"];
 
 /// The directory of all VPSs.
 #[derive(Debug)]
@@ -109,6 +110,32 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// A VPS's `/run/host`, as a mount to be attached there: what the container
+/// interface of systemd wants. Its owner is nobody in the VPS, so that
+/// nothing is won by making it writable.
+pub(crate) fn host_view(directory: &OwnedFd, uuid: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let host = openat(directory, "host", flags, Mode::empty())?;
+    describe(&host, uuid)?;
+    let tree = super::template::copy_tree(&host)?;
+    raw::guard_mount(tree.as_fd())?;
+    Ok(tree)
+}
+
+/// Writes what a VPS's programs look for in `/run/host`.
+pub(crate) fn describe(host: impl AsFd, uuid: &str) -> Result<(), Errno> {
+    for (name, text) in [
+        ("container-manager", super::CONTAINER),
+        ("container-uuid", uuid),
+    ] {
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o444);
+        let file = openat(&host, name, flags, mode)?;
+        rustix::io::write(file, format!("{text}\n").as_bytes())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

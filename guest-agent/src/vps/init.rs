@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{Gid, Uid, UnshareFlags};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::files::describe;
 use super::handshake::Newcomer;
 use super::launch::{self, Failure, Launch};
 use super::mounts::{PLAIN, attach, attach_at, new_mount};
@@ -37,6 +38,8 @@ pub(crate) struct Plan<'a> {
     /// Which terminal is the console.
     pub(crate) console: Option<u32>,
     pub(crate) hostname: &'a str,
+    /// `/run/host`; without one it is made in `/run`, with `uuid`.
+    pub(crate) host: Option<BorrowedFd<'a>>,
     /// What `/run/host/container-uuid` says.
     pub(crate) uuid: &'a str,
     pub(crate) oom_score_adj: Option<i16>,
@@ -177,18 +180,14 @@ fn mount_views(plan: &Plan<'_>, root: BorrowedFd<'_>) -> Result<(), Failure> {
         let run = new_mount("tmpfs", &[("mode", "0755")], PLAIN)?;
         mkdirat(&run, "lock", Mode::from_raw_mode(0o1777))?;
         mkdirat(&run, "host", Mode::from_raw_mode(0o755))?;
-        put(&run, "host/container-manager", super::CONTAINER)?;
-        put(&run, "host/container-uuid", plan.uuid)?;
-        attach(run, mount_point(root, "run")?)
+        // Before anything can be mounted on it.
+        attach(&run, mount_point(root, "run")?)?;
+        match plan.host {
+            Some(host) => attach_at(host, &run, "host"),
+            None => describe(mount_point(&run, "host")?, plan.uuid),
+        }
     };
     run().map_err(at(Step::Run))
-}
-
-/// Writes a small file.
-fn put(directory: impl AsFd, name: &str, text: &str) -> Result<(), Errno> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = openat(directory, name, flags, Mode::from_raw_mode(0o444))?;
-    rustix::io::write(file, format!("{text}\n").as_bytes()).map(drop)
 }
 
 /// Makes `root` the root, and lets go of everything else.

@@ -11,6 +11,7 @@
 //! remover of [`Engine::destroy`], whose end the waiter may ignore.
 
 mod cgroup;
+mod devices;
 pub mod engine;
 pub mod error;
 pub(crate) mod exec;

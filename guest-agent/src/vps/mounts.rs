@@ -28,7 +28,7 @@ use rustix::mount::{
 type Result<T> = std::result::Result<T, Errno>;
 
 /// Character devices of every VPS: name, major, minor.
-const DEVICES: &[(&str, u32, u32)] = &[
+pub(crate) const DEVICES: &[(&str, u32, u32)] = &[
     ("full", 1, 7),
     ("null", 1, 3),
     ("random", 1, 8),
@@ -38,7 +38,7 @@ const DEVICES: &[(&str, u32, u32)] = &[
 ];
 
 /// Character devices of VPSs whose kernel has them.
-const OPTIONAL_DEVICES: &[(&str, u32, u32)] = &[("fuse", 10, 229), ("net/tun", 10, 200)];
+pub(crate) const OPTIONAL_DEVICES: &[(&str, u32, u32)] = &[("fuse", 10, 229), ("net/tun", 10, 200)];
 
 /// Directories of `/dev`.
 const DIRECTORIES: &[&str] = &["mqueue", "net", "pts", "shm"];

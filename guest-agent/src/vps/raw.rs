@@ -10,6 +10,8 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
+use super::devices::Instruction;
+
 type Result<T> = std::result::Result<T, Errno>;
 
 /// The kernel's verdict behind a libc return value.
@@ -127,6 +129,23 @@ pub(crate) fn idmap_mount(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) 
         propagation: 0,
         userns_fd: user_namespace.as_raw_fd() as u64,
     };
+    set_mount_attributes(tree, &attr)
+}
+
+/// Makes the detached mount `tree` read-only, and a place of no programs and
+/// no devices.
+pub(crate) fn guard_mount(tree: BorrowedFd<'_>) -> Result<()> {
+    let attr = MountAttr {
+        // MOUNT_ATTR_RDONLY, _NOSUID, _NODEV, _NOEXEC.
+        attr_set: 0x0000_000f,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    set_mount_attributes(tree, &attr)
+}
+
+fn set_mount_attributes(tree: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {
     // SAFETY: an empty path and a structure of the size that is given.
     check(unsafe {
         libc::syscall(
@@ -134,8 +153,75 @@ pub(crate) fn idmap_mount(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) 
             tree.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            ptr::from_ref(&attr),
+            ptr::from_ref(attr),
             size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// What of `union bpf_attr` `BPF_PROG_LOAD` reads.
+#[repr(C)]
+struct ProgramLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u64; 2],
+    version_and_flags: u64,
+    name: [u8; 16],
+    interface: u32,
+    attach: u32,
+}
+
+/// Loads a program that answers for a cgroup's devices.
+pub(crate) fn load_device_program(program: &[Instruction]) -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let load = ProgramLoad {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        count: u32::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: 0,
+        name: *b"insula_devices\0\0",
+        interface: 0,
+        attach: BPF_CGROUP_DEVICE,
+    };
+    // SAFETY: the kernel reads a structure of the size that is given, and the
+    // instructions and the licence's name that it points to; it checks them.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            ptr::from_ref(&load),
+            size_of::<ProgramLoad>(),
+        )
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The attach type of programs that answer for devices.
+const BPF_CGROUP_DEVICE: u32 = 6;
+
+/// Lets a program answer for a cgroup and all below, in place of an earlier.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> Result<()> {
+    const BPF_PROG_ATTACH: libc::c_long = 8;
+    let attach = [
+        cgroup.as_raw_fd() as u32,
+        program.as_raw_fd() as u32,
+        BPF_CGROUP_DEVICE,
+        0,
+    ];
+    // SAFETY: the kernel reads as many bytes as are given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            attach.as_ptr(),
+            size_of_val(&attach),
         )
     })
     .map(drop)

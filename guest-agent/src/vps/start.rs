@@ -11,8 +11,8 @@ use super::launch::{self, Launch, Streams, environment};
 use super::process::{reap, settle};
 use super::raw::{self, Cloned};
 use super::{
-    Engine, Error, IdRange, Io, Process, Running, Start, Template, Vps, handshake, init, mounts,
-    template,
+    Engine, Error, IdRange, Io, Process, Running, Start, Template, Vps, files, handshake, init,
+    mounts, template,
 };
 use crate::protocol::{Init, VpsSpec};
 
@@ -39,6 +39,9 @@ impl Engine {
         start: &Start<'_>,
     ) -> Result<Running, Error> {
         let owner = self.delegate.then_some(vps.ids);
+        if self.delegate {
+            self.cgroups.bound_devices()?;
+        }
         let cgroup = self.cgroups.create(vps.name(), &vps.spec.limits, owner)?;
         self.start_in(vps, template, start, cgroup.as_fd())
             .inspect_err(|_| {
@@ -75,16 +78,22 @@ impl Engine {
         };
         let number = master.as_ref().map(raw::terminal_number).transpose();
         let template = template.copy()?;
-        let files = match &self.files {
-            None => None,
+        let uuid = vps.uuid_text();
+        let (files, host) = match &self.files {
+            None => (None, None),
             Some(files) => {
                 let directory = files.open(vps.name())?;
-                Some(template::copy_tree(&directory).map_err(error("copy mount of files of VPS"))?)
+                let tree = template::copy_tree(&directory);
+                let tree = tree.map_err(error("copy mount of files of VPS"))?;
+                let host = files::host_view(&directory, &uuid);
+                (
+                    Some(tree),
+                    Some(host.map_err(error("make /run/host of VPS"))?),
+                )
             }
         };
         let launch = Launch::new(&init_command(&vps.spec), Streams::new(&start.io, slave))?;
         let env = init_environment(vps, console, start.env)?;
-        let uuid = vps.uuid_text();
         let plan = init::Plan {
             template: template.as_fd(),
             files: files.as_ref().map(AsFd::as_fd),
@@ -97,6 +106,7 @@ impl Engine {
                 .as_ref()
                 .unwrap_or(&vps.spec.name)
                 .as_str(),
+            host: host.as_ref().map(AsFd::as_fd),
             uuid: &uuid,
             oom_score_adj: self.oom_score_adj,
             filter: &self.filter,
