@@ -100,7 +100,7 @@ where
 {
     let count = models.len() as f64;
     let mut chart = ChartBuilder::on(root)
-        .margin_right(16)
+        .margin_right(24)
         .margin_top(4)
         .set_label_area_size(LabelAreaPosition::Left, LABELS)
         .set_label_area_size(LabelAreaPosition::Bottom, AXIS)
