@@ -454,8 +454,8 @@ fn devices_other_than_its_own_stay_shut_even_to_the_machines_root() {
     // A process that has all rights but the VPS's cgroup.
     let script = format!(
         "echo $$ > {cgroup}/cgroup.procs; echo x > /dev/null && echo null; \
-         : < /dev/kmsg && echo kmsg; mknod /tmp/node c 1 11 && echo made; \
-         : < /tmp/node && echo node; rm -f /tmp/node"
+         true < /dev/kmsg && echo kmsg; mknod /tmp/node c 1 11 && echo made; \
+         true < /tmp/node && echo node; rm -f /tmp/node"
     );
     let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8(shell.stdout).unwrap(), "null\nmade\n");
