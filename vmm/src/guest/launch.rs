@@ -1,8 +1,7 @@
 //! Launching a guest.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -11,13 +10,11 @@ use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_agent::protocol::{BootConfig, Disk, DiskRole, Name};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::boot_segment::boot_segment;
 use super::error::{Ended, GuestError, StartFailure};
-use super::process::timespec;
+use super::ready_pipe::{Ready, wait_ready};
 use super::rundir::GuestDir;
 use super::running::{Guest, release};
 use super::spawn::{find_vmm, spawn};
@@ -34,9 +31,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes of the console that are shown of a guest that did not come up.
 const TAIL: usize = 4096;
-
-/// Longest line on the ready pipe.
-const MAX_READY_LINE: u64 = 64 * 1024;
 
 /// A name that is taken and a directory that is locked, for a guest that is
 /// about to start. Dropped without being started, it leaves nothing.
@@ -190,62 +184,6 @@ pub(super) fn ended(status: ExitStatus) -> Ended {
         (None, Some(signal)) => Ended::Signal(signal as u8),
         (None, None) => Ended::Vmm,
     }
-}
-
-enum Ready {
-    Yes(BTreeMap<String, u64>),
-    No(String),
-    Late,
-    Interrupted,
-}
-
-/// Waits for the line on the ready pipe: `{"ready":…}` or `{"error":…}`. The
-/// pipe's end without a line is a process that ended.
-fn wait_ready(ready: &File, patience: Duration, interrupt: Option<BorrowedFd<'_>>) -> Ready {
-    let deadline = Instant::now() + patience;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = vec![PollFd::new(ready, PollFlags::IN)];
-        if let Some(interrupt) = &interrupt {
-            fds.push(PollFd::new(interrupt, PollFlags::IN));
-        }
-        match poll(&mut fds, Some(&timespec(left))) {
-            Ok(0) => return Ready::Late,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Ready::No(format!("waiting for it failed: {error}")),
-        }
-        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
-            return Ready::Interrupted;
-        }
-        if !fds[0].revents().is_empty() {
-            let mut line = String::new();
-            // The process closes the pipe after its line, so this ends.
-            if let Err(error) = ready.take(MAX_READY_LINE).read_to_string(&mut line) {
-                return Ready::No(format!("its answer cannot be read: {error}"));
-            }
-            return ready_line(&line);
-        }
-    }
-}
-
-fn ready_line(line: &str) -> Ready {
-    let Ok(answer) = serde_json::from_str::<serde_json::Value>(line) else {
-        return Ready::No(String::new());
-    };
-    if let Some(ready) = answer.get("ready") {
-        let spans = ready.get("spans").and_then(|spans| spans.as_object());
-        let reached = spans.into_iter().flatten();
-        return Ready::Yes(
-            reached
-                .filter_map(|(step, ns)| Some((step.clone(), ns.as_u64()?)))
-                .collect(),
-        );
-    }
-    let error = answer.get("error");
-    let message = error
-        .and_then(|error| error.as_str().or_else(|| error.get("message")?.as_str()))
-        .unwrap_or_default();
-    Ready::No(message.to_owned())
 }
 
 fn start_failure(dir: &GuestDir, ended: Ended, said: String) -> GuestError {
@@ -403,23 +341,4 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
         let _ = fs::remove_file(path);
         GuestError::io("write", path, source)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ready_lines_are_told_apart() {
-        assert!(matches!(
-            ready_line("{\"ready\":{\"spans\":{\"init\":1,\"kvm_ready\":null}}}\n"),
-            Ready::Yes(spans) if spans.len() == 1 && spans["init"] == 1
-        ));
-        for line in ["{\"error\":{\"message\":\"no\"}}\n", "{\"error\":\"no\"}\n"] {
-            assert!(matches!(ready_line(line), Ready::No(message) if message == "no"));
-        }
-        for line in ["", "garbage", "{}"] {
-            assert!(matches!(ready_line(line), Ready::No(message) if message.is_empty()));
-        }
-    }
 }

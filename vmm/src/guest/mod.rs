@@ -25,6 +25,7 @@ mod error;
 mod launch;
 mod process;
 mod profile;
+mod ready_pipe;
 mod rundir;
 mod running;
 mod size;
