@@ -79,7 +79,7 @@ impl Flavour {
     fn expected_steps(self) -> u64 {
         match self {
             Self::Hardware => 1924,
-            Self::Yardstick => 4200,
+            Self::Yardstick => 4020,
         }
     }
 }
