@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::limits;
 use super::{Error, IdRange, devices};
 use crate::protocol::{Limits, Usage};
 
@@ -53,30 +54,6 @@ fn read(cgroup: impl AsFd, file: &str) -> Result<String, Errno> {
 fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::empty())
-}
-
-/// The files that carry `limits`, with what is to be written to them.
-pub(crate) fn limit_files(limits: &Limits) -> Vec<(&'static str, String)> {
-    /// Microseconds over which CPU time is shared out.
-    const PERIOD: u64 = 100_000;
-    let mut files = Vec::new();
-    if let Some(bytes) = limits.memory_bytes {
-        files.push(("memory.max", bytes.to_string()));
-        // An honest limit: swap is no second memory.
-        files.push(("memory.swap.max", "0".to_owned()));
-    }
-    if let Some(milli) = limits.cpu_milli {
-        // The kernel's least quota is one millisecond.
-        let quota = (u64::from(milli) * PERIOD / 1000).max(1000);
-        files.push(("cpu.max", format!("{quota} {PERIOD}")));
-    }
-    if let Some(weight) = limits.cpu_weight {
-        files.push(("cpu.weight", weight.clamp(1, 10_000).to_string()));
-    }
-    if let Some(pids) = limits.pids {
-        files.push(("pids.max", pids.to_string()));
-    }
-    files
 }
 
 /// The controllers that are in `available` and wanted, but not yet `enabled`,
@@ -195,7 +172,7 @@ impl Cgroups {
     pub(crate) fn for_one(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let error = |op| Error::system(op, path.display().to_string());
         let root = open(CWD, path).map_err(error("open cgroup"))?;
-        let mut wanted: Vec<&str> = limit_files(limits)
+        let mut wanted: Vec<&str> = limits::files(limits)
             .iter()
             .filter_map(|(file, _)| file.split('.').next())
             .collect();
@@ -239,7 +216,7 @@ impl Cgroups {
 
     fn fill(&self, name: &str, limits: &Limits, owner: Option<IdRange>) -> Result<OwnedFd, Error> {
         let outer = open(&self.root, name).map_err(self.error("open cgroup", name))?;
-        for (file, text) in limit_files(limits) {
+        for (file, text) in limits::files(limits) {
             match write(&outer, file, &text) {
                 Ok(()) => {}
                 // A kernel without swap has no such file.
@@ -405,37 +382,6 @@ fn remove_tree(parent: &OwnedFd, name: &str, depth: u32) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn limits_become_files() {
-        let limits = Limits {
-            memory_bytes: Some(64 << 20),
-            cpu_milli: Some(1500),
-            cpu_weight: None,
-            pids: Some(32),
-        };
-        let files = limit_files(&limits);
-        let expected = [
-            ("memory.max", "67108864"),
-            ("memory.swap.max", "0"),
-            ("cpu.max", "150000 100000"),
-            ("pids.max", "32"),
-        ];
-        assert_eq!(files, expected.map(|(file, text)| (file, text.to_owned())));
-        assert!(limit_files(&Limits::default()).is_empty());
-    }
-
-    #[test]
-    fn a_tiny_share_of_a_cpu_is_the_least_that_the_kernel_takes() {
-        let limits = Limits {
-            cpu_milli: Some(1),
-            ..Limits::default()
-        };
-        assert_eq!(
-            limit_files(&limits),
-            [("cpu.max", "1000 100000".to_owned())]
-        );
-    }
 
     #[test]
     fn only_missing_controllers_are_enabled() {

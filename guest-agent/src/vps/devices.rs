@@ -9,19 +9,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
+use super::bpf::{self, Instruction};
 use super::mounts::{DEVICES, OPTIONAL_DEVICES};
-use super::raw;
-
-/// An instruction of the kernel's machine, `struct bpf_insn` of linux/bpf.h.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Instruction {
-    code: u8,
-    /// The destination in the low half, the source in the high one.
-    registers: u8,
-    offset: i16,
-    value: i32,
-}
 
 /// The devices of every VPS's terminals: `/dev/console`, `/dev/ptmx`.
 const TERMINALS: &[(u32, u32)] = &[(5, 1), (5, 2)];
@@ -101,8 +90,8 @@ fn program() -> Vec<Instruction> {
 /// The kernel's: `ENOSYS` and `EINVAL` when it was built without
 /// `CONFIG_CGROUP_BPF`, `EPERM` for want of privileges.
 pub(crate) fn bound(cgroup: BorrowedFd<'_>) -> Result<(), Errno> {
-    let program = raw::load_device_program(&program())?;
-    raw::attach_device_program(cgroup, &program)
+    let program = bpf::load(&program())?;
+    bpf::attach(cgroup, &program)
 }
 
 #[cfg(test)]

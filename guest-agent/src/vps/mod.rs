@@ -10,6 +10,7 @@
 //! engine forks for itself are reaped inside its own calls, except the
 //! remover of [`Engine::destroy`], whose end the waiter may ignore.
 
+mod bpf;
 mod cgroup;
 mod devices;
 pub mod engine;
@@ -21,6 +22,7 @@ mod handshake;
 pub mod idmap;
 mod init;
 pub(crate) mod launch;
+mod limits;
 mod loop_device;
 mod mounts;
 pub mod place;

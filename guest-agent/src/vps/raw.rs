@@ -1,5 +1,5 @@
 //! System calls that rustix has not, each behind a safe function. Nothing
-//! else in the engine is `unsafe`.
+//! else in the engine is `unsafe`, but `bpf`.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -10,12 +10,10 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
-use super::devices::Instruction;
-
 type Result<T> = std::result::Result<T, Errno>;
 
 /// The kernel's verdict behind a libc return value.
-fn check(result: libc::c_long) -> Result<libc::c_long> {
+pub(super) fn check(result: libc::c_long) -> Result<libc::c_long> {
     if result < 0 {
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
     } else {
@@ -155,73 +153,6 @@ fn set_mount_attributes(tree: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {
             libc::AT_EMPTY_PATH,
             ptr::from_ref(attr),
             size_of::<MountAttr>(),
-        )
-    })
-    .map(drop)
-}
-
-/// What of `union bpf_attr` `BPF_PROG_LOAD` reads.
-#[repr(C)]
-struct ProgramLoad {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log: [u64; 2],
-    version_and_flags: u64,
-    name: [u8; 16],
-    interface: u32,
-    attach: u32,
-}
-
-/// Loads a program that answers for a cgroup's devices.
-pub(crate) fn load_device_program(program: &[Instruction]) -> Result<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    let load = ProgramLoad {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
-        count: u32::try_from(program.len()).map_err(|_| Errno::INVAL)?,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log: [0; 2],
-        version_and_flags: 0,
-        name: *b"insula_devices\0\0",
-        interface: 0,
-        attach: BPF_CGROUP_DEVICE,
-    };
-    // SAFETY: the kernel reads a structure of the size that is given, and the
-    // instructions and the licence's name that it points to; it checks them.
-    let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            ptr::from_ref(&load),
-            size_of::<ProgramLoad>(),
-        )
-    })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// The attach type of programs that answer for devices.
-const BPF_CGROUP_DEVICE: u32 = 6;
-
-/// Lets a program answer for a cgroup and all below, in place of an earlier.
-pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &OwnedFd) -> Result<()> {
-    const BPF_PROG_ATTACH: libc::c_long = 8;
-    let attach = [
-        cgroup.as_raw_fd() as u32,
-        program.as_raw_fd() as u32,
-        BPF_CGROUP_DEVICE,
-        0,
-    ];
-    // SAFETY: the kernel reads as many bytes as are given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            attach.as_ptr(),
-            size_of_val(&attach),
         )
     })
     .map(drop)
