@@ -37,10 +37,22 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("insula-compare: {error:#}");
+            eprintln!("insula-compare: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that it tells itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        match said.as_str() {
+            "" => cause,
+            known if known.contains(&cause) => said,
+            _ => format!("{said}: {cause}"),
+        }
+    })
 }
 
 /// Renders saved samples again.
@@ -185,16 +197,7 @@ fn announcement(header: &Header, directory: Option<&Path>) -> String {
             "measurements: {}",
             names(plan.measurements.iter().map(ToString::to_string).collect())
         ),
-        format!(
-            "plan:         {} blocks, {} cold starts a model and block, work of {} ms, density of \
-             {} in {} block(s), seed {}",
-            plan.blocks,
-            plan.cold_starts,
-            plan.work_ms,
-            plan.density_instances,
-            plan.density_blocks,
-            plan.seed
-        ),
+        format!("plan:         {}", in_words(plan)),
         format!(
             "time:         about {} min {:02} s",
             plan.estimate_s / 60,
@@ -217,6 +220,28 @@ fn announcement(header: &Header, directory: Option<&Path>) -> String {
         lines.push(format!("not compared: {}: {}", model.model, model.reason));
     }
     lines.join("\n")
+}
+
+/// How much of what is done.
+fn in_words(plan: &Plan) -> String {
+    let mut parts = vec![format!("{} blocks", plan.blocks)];
+    if !plan.work.is_empty() {
+        parts.push(format!("work of {} ms", plan.work_ms));
+    }
+    if plan.measures(Measurement::StartCold) {
+        parts.push(format!(
+            "{} cold starts a model and block",
+            plan.cold_starts
+        ));
+    }
+    if plan.measures(Measurement::DensityMem) {
+        parts.push(format!(
+            "density of {} in {} blocks",
+            plan.density_instances, plan.density_blocks
+        ));
+    }
+    parts.push(format!("seed {}", plan.seed));
+    parts.join(", ")
 }
 
 /// What was asked for, in the order of reports; all when nothing was.

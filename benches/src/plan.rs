@@ -159,9 +159,9 @@ impl Plan {
                 break;
             }
             // Blocks last: they carry the statistics.
-            if self.cold_starts > 1 {
+            if self.cold_starts > 1 && self.measures(Measurement::StartCold) {
                 self.cold_starts -= 1;
-            } else if self.density_instances > 3 {
+            } else if self.density_instances > 3 && self.measures(Measurement::DensityMem) {
                 self.density_instances -= 1;
             } else if !fixed_blocks && self.blocks > 3 {
                 self.blocks -= 1;
