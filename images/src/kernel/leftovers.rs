@@ -1,6 +1,6 @@
 //! What kernel builds leave in the cache's work directory.
 //!
-//! A build that succeeds removes its own directory (up to a gigabyte). One that was
+//! A build that succeeds removes its own directory (up to 0.6 GB). One that was
 //! interrupted leaves it, so that the next build of the same inputs goes on from
 //! there; and the unpacked source (0.9 GB) stays, as unpacking it takes a minute.
 
