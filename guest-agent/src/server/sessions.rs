@@ -7,9 +7,9 @@ use super::timers::{Due, now};
 use super::{Agent, Child, PATIENCE, conclude};
 use crate::machine;
 use crate::protocol::{
-    CHUNK, Code, Exec, Failure, Message, Run, Started, StdinCredit, Target, frame,
+    CHUNK, Code, Exec, Failure, Message, Name, Run, Started, StdinCredit, Target, frame,
 };
-use crate::supervisor::{RunStreams, engine_failure};
+use crate::supervisor::{OpenConsole, RunStreams, engine_failure};
 use crate::vps::Io;
 use crate::vps::launch::window_size;
 
@@ -175,12 +175,7 @@ impl Agent {
                 true
             }
             (Stage::Console(name, _), Message::Stdin(bytes)) => {
-                let open = self
-                    .supervisor
-                    .as_mut()
-                    .ok()
-                    .and_then(|all| all.console(name).ok());
-                if let Some(open) = open.and_then(|console| console.open.as_ref()) {
+                if let Some(open) = self.open_console(name) {
                     // A terminal whose input is full loses what comes, as any.
                     let _ = rustix::io::write(&open.master, &bytes);
                 }
@@ -189,12 +184,7 @@ impl Agent {
                 true
             }
             (Stage::Console(name, _), Message::Resize(resize)) => {
-                let open = self
-                    .supervisor
-                    .as_mut()
-                    .ok()
-                    .and_then(|all| all.console(name).ok());
-                if let Some(open) = open.and_then(|console| console.open.as_ref()) {
+                if let Some(open) = self.open_console(name) {
                     // A terminal that is about to go needs no size.
                     let size = window_size(resize.terminal);
                     let _ = rustix::termios::tcsetwinsize(&open.master, size);
@@ -208,6 +198,12 @@ impl Agent {
                 true
             }
         }
+    }
+
+    /// The terminal of a VPS's console, while it runs.
+    fn open_console(&mut self, name: &Name) -> Option<&OpenConsole> {
+        let console = self.supervisor.as_mut().ok()?.console(name).ok()?;
+        console.open.as_ref()
     }
 
     /// Moves what can be moved without waiting.

@@ -20,6 +20,7 @@ use std::io;
 use std::path::Path;
 
 use self::console::Console;
+pub(crate) use self::console::OpenConsole;
 use self::leftovers::clear_cgroups;
 pub(crate) use self::leftovers::remove_cgroups;
 use self::life::{After, Life};
