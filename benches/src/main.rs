@@ -236,8 +236,8 @@ fn in_words(plan: &Plan) -> String {
     }
     if plan.measures(Measurement::DensityMem) {
         parts.push(format!(
-            "density of {} in {} blocks",
-            plan.density_instances, plan.density_blocks
+            "density in {} steps in {} blocks",
+            plan.density_steps, plan.density_blocks
         ));
     }
     parts.push(format!("seed {}", plan.seed));

@@ -64,8 +64,9 @@ pub struct Plan {
     pub work_ms: u64,
     /// Cold starts of each model in each block.
     pub cold_starts: u32,
-    /// Instances that run at once at the end of `density.mem`.
-    pub density_instances: u32,
+    /// Times that `density.mem` launches [some](ModelId::density_step) instances
+    /// and looks at the host's memory.
+    pub density_steps: u32,
     /// Blocks with `density.mem`: the first so many.
     pub density_blocks: u32,
     /// Limits of every instance.
@@ -111,7 +112,7 @@ impl Plan {
     /// The profile's plan for a host, before anything is known of it.
     pub fn new(wishes: &Wishes, host: HostKind) -> Self {
         let emulated = host.is_emulated();
-        let (blocks, work_ms, cold_starts, density_instances, density_blocks) =
+        let (blocks, work_ms, cold_starts, density_steps, density_blocks) =
             match (wishes.profile, emulated) {
                 (Profile::Quick, false) => (8, 400, 3, 8, 3),
                 (Profile::Quick, true) => (6, 1000, 2, 6, 3),
@@ -130,7 +131,7 @@ impl Plan {
             blocks: wishes.blocks.unwrap_or(blocks),
             work_ms,
             cold_starts,
-            density_instances,
+            density_steps,
             density_blocks: density_blocks.min(wishes.blocks.unwrap_or(blocks)),
             limits: InstanceLimits::default(),
             work: BTreeMap::new(),
@@ -151,7 +152,7 @@ impl Plan {
     /// Blocks that the caller asked for (`fixed_blocks`) are not cut.
     pub fn fit(&mut self, costs: &BTreeMap<ModelId, Cost>, fixed_blocks: bool, spent_s: f64) {
         let budget = self.budget_s() - spent_s;
-        let before = (self.blocks, self.cold_starts, self.density_instances);
+        let before = (self.blocks, self.cold_starts, self.density_steps);
         loop {
             let estimate = self.seconds(costs);
             self.estimate_s = estimate.ceil() as u64;
@@ -161,8 +162,8 @@ impl Plan {
             // Blocks last: they carry the statistics.
             if self.cold_starts > 1 && self.measures(Measurement::StartCold) {
                 self.cold_starts -= 1;
-            } else if self.density_instances > 3 && self.measures(Measurement::DensityMem) {
-                self.density_instances -= 1;
+            } else if self.density_steps > 3 && self.measures(Measurement::DensityMem) {
+                self.density_steps -= 1;
             } else if !fixed_blocks && self.blocks > 3 {
                 self.blocks -= 1;
             } else {
@@ -181,7 +182,7 @@ impl Plan {
                 before.1,
                 self.cold_starts,
             ),
-            ("instances of density.mem", before.2, self.density_instances),
+            ("steps of density.mem", before.2, self.density_steps),
         ] {
             if before != after {
                 self.adjustments.push(format!(
@@ -210,8 +211,8 @@ impl Plan {
                     0.0
                 };
                 let density = if self.measures(Measurement::DensityMem) {
-                    // Each instance is given half a second to settle.
-                    f64::from(self.density_instances) * (cost.launch_s + SETTLE_S) + cost.open_s
+                    let launches = f64::from(model.density_step()) * cost.launch_s;
+                    f64::from(self.density_steps) * (launches + SETTLE_S) + cost.open_s
                 } else {
                     0.0
                 };

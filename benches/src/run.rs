@@ -270,7 +270,7 @@ impl Run<'_> {
                 &mut **model,
                 place,
                 &plan.limits,
-                plan.density_instances,
+                plan.density_steps,
                 &stop,
             ))?;
         }

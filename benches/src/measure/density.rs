@@ -19,8 +19,8 @@ const MIN_POINTS: usize = 3;
 /// that `/proc/meminfo` shows; else instances of a few pages do not show.
 const STAT_REFRESH: &str = "/proc/sys/vm/stat_refresh";
 
-/// Launches `count` instances one after the other and notes the host's memory
-/// after each; the sample's value is the slope. Everything is destroyed again.
+/// Launches instances in `steps` steps and notes the host's memory after each;
+/// the sample's value is the slope. Everything is destroyed again.
 ///
 /// What instances share is opened afresh, since memory that a guest has touched
 /// once does not come back to the host; what that takes is noted, too.
@@ -28,7 +28,7 @@ pub fn density(
     model: &mut dyn Model,
     place: Place,
     limits: &InstanceLimits,
-    count: u32,
+    steps: u32,
     stop: &AtomicBool,
 ) -> Sample {
     let mut sample = place.sample(Metric::DensityMem);
@@ -41,20 +41,21 @@ pub fn density(
         }
         Err(why) => trouble = Some(why),
     }
+    let count = steps * model.id().density_step();
     while trouble.is_none() && (instances.len() as u32) < count {
         if stop.load(Ordering::Relaxed) {
             trouble = Some("interrupted".to_owned());
             break;
         }
-        match model.launch(limits).map_err(|error| error.to_string()) {
-            Ok(instance) => {
-                instances.push(instance);
-                match point(&mut instances) {
-                    Ok(next) => sample.density.push(next),
-                    Err(why) => trouble = Some(why),
-                }
+        match model.launch(limits) {
+            Ok(instance) => instances.push(instance),
+            Err(error) => trouble = Some(error.to_string()),
+        }
+        if trouble.is_none() && (instances.len() as u32).is_multiple_of(model.id().density_step()) {
+            match point(&mut instances) {
+                Ok(next) => sample.density.push(next),
+                Err(why) => trouble = Some(why),
             }
-            Err(why) => trouble = Some(why),
         }
     }
     for instance in instances {
@@ -62,7 +63,7 @@ pub fn density(
             trouble.get_or_insert(error.to_string());
         }
     }
-    // Without the first instance: it pays for what is loaded once.
+    // Without the first step: it pays for what is loaded once.
     let points: Vec<(f64, f64)> = sample
         .density
         .iter()

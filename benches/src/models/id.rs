@@ -23,6 +23,17 @@ impl ModelId {
     /// All, in the order of reports.
     pub const ALL: [Self; 4] = [Self::Process, Self::HostVps, Self::GuestVps, Self::Microvm];
 
+    /// Instances that `density.mem` launches between two looks at the host's
+    /// memory: kernels give out memory in pieces of up to a few MiB, which
+    /// single instances of the small models do not fill.
+    pub fn density_step(self) -> u32 {
+        match self {
+            Self::Process => 8,
+            Self::HostVps | Self::GuestVps => 4,
+            Self::Microvm => 1,
+        }
+    }
+
     /// Its name on the command line and in results.
     pub fn name(self) -> &'static str {
         match self {

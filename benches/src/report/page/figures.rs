@@ -202,7 +202,9 @@ pub(super) fn densities(recording: &Recording, summary: &Summary) -> Markup {
              host, freshly started."
         }
         p.small {
-            "The slope leaves out the first launch, which pays for what is loaded once. PSS is of \
+            "The slope leaves out the first launches, which pay for what is loaded once; instances \
+             of the small models are launched several at a time, since kernels take memory in \
+             pieces of some MiB. PSS is of \
              the processes on the host that carry one instance and nothing else; the charge is of \
              VPSs' cgroups, in the guest for guest-vps. Host memory that a guest touched stays \
              the guest's."
