@@ -152,7 +152,12 @@ impl Plan {
     /// Blocks that the caller asked for (`fixed_blocks`) are not cut.
     pub fn fit(&mut self, costs: &BTreeMap<ModelId, Cost>, fixed_blocks: bool, spent_s: f64) {
         let budget = self.budget_s() - spent_s;
-        let before = (self.blocks, self.cold_starts, self.density_steps);
+        let before = [
+            self.blocks,
+            self.cold_starts,
+            self.density_steps,
+            self.density_blocks,
+        ];
         loop {
             let estimate = self.seconds(costs);
             self.estimate_s = estimate.ceil() as u64;
@@ -164,6 +169,8 @@ impl Plan {
                 self.cold_starts -= 1;
             } else if self.density_steps > 3 && self.measures(Measurement::DensityMem) {
                 self.density_steps -= 1;
+            } else if self.density_blocks > 1 && self.measures(Measurement::DensityMem) {
+                self.density_blocks -= 1;
             } else if !fixed_blocks && self.blocks > 3 {
                 self.blocks -= 1;
             } else {
@@ -175,15 +182,13 @@ impl Plan {
             }
         }
         self.density_blocks = self.density_blocks.min(self.blocks);
-        for (what, before, after) in [
-            ("blocks", before.0, self.blocks),
-            (
-                "cold starts of a model in a block",
-                before.1,
-                self.cold_starts,
-            ),
-            ("steps of density.mem", before.2, self.density_steps),
-        ] {
+        let after = [
+            ("blocks", self.blocks),
+            ("cold starts of a model in a block", self.cold_starts),
+            ("steps of density.mem", self.density_steps),
+            ("blocks with density.mem", self.density_blocks),
+        ];
+        for ((what, after), before) in after.into_iter().zip(before) {
             if before != after {
                 self.adjustments.push(format!(
                     "{after} {what} instead of {before}, to fit the time"
