@@ -7,5 +7,6 @@ mod compare;
 mod faults;
 mod images;
 mod lab;
+mod partition;
 mod run;
 mod vps;
