@@ -32,7 +32,7 @@ fn test_program() -> PathBuf {
         .map(json)
         .filter(|message| message["target"]["name"] == "vps")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the program that it built")
+        .unwrap()
 }
 
 #[test]

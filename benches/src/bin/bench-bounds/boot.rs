@@ -11,6 +11,13 @@ use crate::workbench::Workbench;
 /// At most this part of the untrimmed kernel's time.
 const GOAL: f64 = 0.5;
 
+/// The untrimmed kernel waits seconds for a keyboard controller that answers,
+/// which no VMM of this kind has: it is not to win by that.
+const FAIR: &str = "initcall_blacklist=i8042_init";
+
+/// Boots of the untrimmed kernel: each takes a minute, and they agree.
+const UNTRIMMED_RUNS: u32 = 2;
+
 /// One boot, in million instructions since the first guest instruction.
 struct Boot {
     init: f64,
@@ -22,11 +29,14 @@ struct Boot {
 pub(crate) fn measure(bench: &Workbench, runs: u32) -> Result<Verdict> {
     let yardstick = Workbench::place("yardstick");
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
+    for run in 0..runs {
         ours.push(boot(bench, &[])?);
-        theirs.push(boot(bench, &["--kernel", &yardstick])?);
+        if run >= UNTRIMMED_RUNS {
+            continue;
+        }
+        theirs.push(boot(bench, &["--kernel", &yardstick, "--cmdline", FAIR])?);
     }
-    println!("boot of 1 vCPU, 128 MiB: million instructions (median of {runs}; least to most)");
+    println!("boot of 1 vCPU, 128 MiB: million instructions (median; least to most)");
     println!(
         "{:<12} {:>28} {:>28} {:>28}",
         "kernel", "VMM, to the first instr.", "to /init", "to agent ready"
