@@ -31,19 +31,22 @@
 //! is allocated, names are validated when they are decoded.
 
 pub mod boot;
+pub mod failure;
 pub mod frame;
 pub mod message;
 pub mod name;
+pub mod session;
 pub mod vps;
 
 pub use boot::{BootConfig, Disk, DiskRole};
+pub use failure::{Code, Failure};
 pub use frame::{Decoder, Frame, FrameError, MAX_FRAME};
-pub use message::{
-    Code, Console, Event, EventKind, Exec, Failure, Get, Goodbye, GoodbyeReason, Hello, Info,
-    Message, Put, Resize, Run, Signal, Started, StdinCredit, Subscribe, Target, Terminal,
-    VpsDestroy, VpsNamed, VpsStop,
-};
+pub use message::{Goodbye, GoodbyeReason, Hello, Info, Message, VpsDestroy, VpsNamed, VpsStop};
 pub use name::{Name, NameError};
+pub use session::{
+    Console, Event, EventKind, Exec, Get, Put, Resize, Run, Signal, Started, StdinCredit,
+    Subscribe, Target, Terminal,
+};
 pub use vps::{Exit, Init, Limits, RestartPolicy, Usage, VpsInfo, VpsSpec, VpsState};
 
 /// Major version of the protocol: peers of different majors refuse each other.
