@@ -117,7 +117,7 @@ fn a_vps_lives_and_leaves_nothing() {
     );
     let outside = service
         .client()
-        .exec(exec(&["hostname"]))
+        .exec(exec(&["uname", "-n"]))
         .capture(b"", LONG)
         .unwrap();
     assert_eq!(outside.exit, Exit::Code(0));

@@ -152,7 +152,7 @@ exit $code
     host("sh")
         .args(["-c", script, guest.as_str(), &program])
         .run()
-        .fails(1, &["busybox", "insula image"]);
+        .fails(1, &["busybox", "damaged"]);
     assert_eq!(footprint(guest.as_str()), before);
 }
 
