@@ -87,7 +87,7 @@ fn a_guest_that_never_becomes_ready_is_given_up_with_its_last_words() {
             "--cmdline",
             "rdinit=/no/such/init panic=0",
             "--ready-timeout",
-            "10s",
+            "40s",
         ])
         .fails(24, &["not ready", "Unable to mount root fs"]);
     assert_eq!(footprint(guest.as_str()), before);
