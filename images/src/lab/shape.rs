@@ -12,8 +12,12 @@ const LEAST_MEMORY_MIB: u32 = 1024;
 /// Memory where there is plenty: room for a dozen guests, and what is not
 /// touched costs nothing.
 const MEMORY_MIB: u32 = 4096;
-/// More processors than this make TCG slower, not faster.
-const MOST_CPUS: u32 = 4;
+/// Processors of a lab that nobody asked to be larger. Emulated in threads of
+/// their own, several run stale translations of each other's code: its kernel
+/// died of breakpoints that were long removed, whenever KVM patched its static
+/// branches as virtual machines came and went. In turns on one thread, they
+/// wait for each other. One is safe, and does more than several in turns.
+const CPUS: u32 = 1;
 /// An EPYC of the first generation, as far as TCG emulates one.
 const CPU: &str = "EPYC,+svm,+npt";
 
@@ -43,9 +47,8 @@ impl Shape {
     /// # Errors
     /// A variable that is no number in range.
     pub fn for_this_machine(icount: bool) -> Result<Self> {
-        let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let mut shape = Self::choose(icount, host_cpus, &meminfo);
+        let mut shape = Self::choose(icount, &meminfo);
         if let Some(memory_mib) = variable("INSULA_LAB_MEMORY", LEAST_MEMORY_MIB, 1 << 20)? {
             shape.memory_mib = memory_mib;
         }
@@ -57,20 +60,14 @@ impl Shape {
         Ok(shape)
     }
 
-    fn choose(icount: bool, host_cpus: u32, meminfo: &str) -> Self {
-        // Two at least: what only goes wrong with two is what the lab is for.
-        let cpus = if icount {
-            1
-        } else {
-            host_cpus.clamp(2, MOST_CPUS)
-        };
+    fn choose(icount: bool, meminfo: &str) -> Self {
         let third = kib(meminfo, "MemTotal:") / 1024 / 3;
         let memory_mib = u32::try_from(third).unwrap_or(u32::MAX).min(MEMORY_MIB);
         // In large steps, so that the snapshot is good for the next start too.
         let memory_mib = (memory_mib / 512 * 512).max(2 * LEAST_MEMORY_MIB);
         Self {
             icount,
-            cpus,
+            cpus: CPUS,
             memory_mib,
         }
     }
@@ -109,10 +106,7 @@ impl Shape {
 
     fn accelerator(&self) -> Vec<String> {
         let mut args = vec!["-machine".to_owned(), "q35,memory-backend=ram".to_owned()];
-        // One thread for all processors: with one for each, a processor may still
-        // run its stale translation of a breakpoint that another has removed, and
-        // KVM and the scheduler patch their static branches (by breakpoints)
-        // whenever virtual machines come and go. The lab's kernel died of that.
+        // Several processors only in turns on one thread: see CPUS.
         args.extend(["-accel".to_owned(), "tcg,thread=single".to_owned()]);
         if self.icount {
             args.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
@@ -293,8 +287,8 @@ mod tests {
 
     #[test]
     fn a_boot_shares_its_memory_and_a_snapshot_does_not() {
-        let shape = Shape::choose(false, 2, MEMINFO);
-        assert_eq!((shape.cpus, shape.memory_mib), (2, 4096));
+        let shape = Shape::choose(false, MEMINFO);
+        assert_eq!((shape.cpus, shape.memory_mib), (1, 4096));
         let boot = line(
             &shape,
             Start::Boot {
@@ -319,7 +313,7 @@ mod tests {
 
     #[test]
     fn counting_instructions_takes_one_processor() {
-        let shape = Shape::choose(true, 8, MEMINFO);
+        let shape = Shape::choose(true, MEMINFO);
         assert_eq!(shape.cpus, 1);
         let line = line(&shape, Start::Snapshot);
         assert!(
@@ -327,18 +321,13 @@ mod tests {
             "{line}"
         );
         assert_eq!(shape.instance(), "icount");
-        assert_ne!(
-            shape.identity(),
-            Shape::choose(false, 1, MEMINFO).identity()
-        );
+        assert_ne!(shape.identity(), Shape::choose(false, MEMINFO).identity());
     }
 
     #[test]
     fn the_size_follows_the_machine() {
-        assert_eq!(Shape::choose(false, 1, MEMINFO).cpus, 2);
-        assert_eq!(Shape::choose(false, 64, MEMINFO).cpus, 4);
         let small = "MemTotal: 8000000 kB\nMemAvailable: 900000 kB\n";
-        let shape = Shape::choose(false, 2, small);
+        let shape = Shape::choose(false, small);
         assert_eq!(shape.memory_mib, 2560);
         let error = shape.check(small).unwrap_err().to_string();
         assert!(
