@@ -362,7 +362,10 @@ fn an_agent_that_was_killed_is_cleaned_up_after() {
     let all = service.client().vps_list().unwrap();
     assert_eq!(all.len(), 1);
     assert_eq!((all[0].state, all[0].boot_count), (VpsState::Running, 2));
-    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    // It dies with its agent, but not in the same instant.
+    eventually("the end of the old init", || {
+        !PathBuf::from(format!("/proc/{pid}")).exists()
+    });
     assert_eq!(service.sh("web", "echo again").stdout, b"again\n");
     eventually("the removal of leftovers", || {
         let entries = fs::read_dir(service.directory.path().join("state/vps")).unwrap();
