@@ -3,7 +3,16 @@
 use std::thread;
 use std::time::Duration;
 
-use insula_tests::{GuestName, Invocation, footprint, host, insula, json};
+use insula_tests::{GuestName, Invocation, footprint, host, in_lab, insula, json};
+
+/// What `insula` is called on the host of the guests.
+fn insula_on_host() -> String {
+    if in_lab() {
+        "insula".to_owned()
+    } else {
+        insula().display().to_string()
+    }
+}
 
 /// The PID of a guest's machine process, if there is such a guest.
 fn machine_process(guest: &str) -> Option<u64> {
@@ -133,7 +142,6 @@ fn a_corrupt_template_is_refused_by_its_hash() {
 set -e
 copy=/var/tmp/$0
 cp -a "${INSULA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/insula}" "$copy"
-image=$(find "$copy/template" -name '*.erofs' | xargs grep -l busybox | head -n 1)
 for image in $(find "$copy/template" -name '*.erofs'); do
   cp "$image" "$image.new"; printf X | dd of="$image.new" bs=1 seek=70000 conv=notrunc 2>/dev/null
   mv "$image.new" "$image"
@@ -143,11 +151,7 @@ INSULA_CACHE=$copy "$1" --on hardware guest start "$0" || code=$?
 rm -rf "$copy"
 exit $code
 "#;
-    let program = if insula_tests::in_lab() {
-        "insula".to_owned()
-    } else {
-        insula().display().to_string()
-    };
+    let program = insula_on_host();
     let before = footprint(guest.as_str());
     host("sh")
         .args(["-c", script, guest.as_str(), &program])
@@ -160,11 +164,7 @@ exit $code
 fn a_missing_kvm_device_is_named_with_what_to_do() {
     let guest = GuestName::new("nokvm");
     let script = "mount --bind /dev/null /dev/kvm && exec \"$1\" --on hardware guest start \"$0\"";
-    let program = if insula_tests::in_lab() {
-        "insula".to_owned()
-    } else {
-        insula().display().to_string()
-    };
+    let program = insula_on_host();
     let failed = host("unshare")
         .args(["--mount", "sh", "-c", script, guest.as_str(), &program])
         .run();
