@@ -59,10 +59,6 @@ impl Cache {
     /// # Errors
     /// When a directory cannot be listed; what is wrong with an entry is in its finding.
     pub fn verify(&self) -> Result<Vec<Finding>> {
-        let stamps = self.root().join(".stamps");
-        if self.sealed()?.is_none() {
-            remove_dir_if_there(&stamps)?;
-        }
         let mut findings = Vec::new();
         for kind in Kind::ALL {
             for dir in self.entry_dirs(kind)? {
@@ -73,7 +69,7 @@ impl Cache {
                         problem: Some(problem),
                     },
                     Ok(entry) => {
-                        let problem = self.check(&entry).err();
+                        let problem = self.check_anew(&entry).err();
                         Finding {
                             dir,
                             entry: Some(entry),
@@ -150,7 +146,7 @@ impl Cache {
             held.push((path, lock));
         }
         pruned.remove(&self.root().join("work"))?;
-        remove_dir_if_there(&self.root().join(".stamps"))?;
+        self.forget_stamps()?;
         // Their holder removes them; who waited for one sees that and makes a new one.
         for (path, _lock) in &held {
             fs::remove_file(path).at("remove", path)?;

@@ -7,11 +7,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::inputs::{sha256_bytes, sha256_file};
-use super::{Cache, Entry};
+use super::{Cache, Entry, remove_dir_if_there};
 use crate::error::{IoContext, Result};
 
 /// Longer than the tick of any kernel's clock (10 ms) and of the file systems in use.
@@ -24,38 +24,59 @@ impl Cache {
     /// When the file cannot be read. That a stamp cannot be written is no error.
     pub fn file_sha256(&self, path: &Path) -> Result<String> {
         let meta = fs::metadata(path).at("examine", path)?;
-        let identity = format!(
-            "{} {}:{} {} {}.{}",
-            path.display(),
-            meta.dev(),
-            meta.ino(),
-            meta.len(),
-            meta.ctime(),
-            meta.ctime_nsec()
-        );
-        let dir = self.root().join(".stamps");
-        let name = sha256_bytes(path.as_os_str().as_encoded_bytes());
-        let stamp = dir.join(name);
-        if let Ok(text) = fs::read_to_string(&stamp)
+        if let Ok(text) = fs::read_to_string(self.stamp_of(path))
             && let Some((sha256, of)) = text.split_once(' ')
-            && of == identity
+            && of == identity(path, &meta)
         {
             return Ok(sha256.to_owned());
         }
+        self.hash_and_stamp(path)
+    }
+
+    /// The SHA-256 of a file, read now whatever its stamp says, with a new stamp.
+    fn hash_and_stamp(&self, path: &Path) -> Result<String> {
+        // From before it is read: what is written meanwhile makes the stamp void.
+        let meta = fs::metadata(path).at("examine", path)?;
         let sha256 = sha256_file(path)?;
+        let stamp = self.stamp_of(path);
         if !is_settled(&meta) {
+            // An older one would go on vouching for what was not read here.
+            let _ = fs::remove_file(&stamp);
             return Ok(sha256);
         }
         // Best effort: a read-only cache only costs hashing again. The rename keeps
         // readers from seeing half a stamp.
+        let dir = self.stamps_dir();
         let _ = fs::create_dir_all(&dir);
+        let text = format!("{sha256} {}", identity(path, &meta));
         if let Ok(mut file) = tempfile::NamedTempFile::new_in(&dir)
-            && std::io::Write::write_all(&mut file, format!("{sha256} {identity}").as_bytes())
-                .is_ok()
+            && std::io::Write::write_all(&mut file, text.as_bytes()).is_ok()
         {
             let _ = file.persist(&stamp);
         }
         Ok(sha256)
+    }
+
+    /// Forgets which files were hashed. Others may be hashing meanwhile: they
+    /// find an empty directory, or make a new one.
+    pub(super) fn forget_stamps(&self) -> Result<()> {
+        let away = self
+            .root()
+            .join(format!(".stamps-gone-{}", std::process::id()));
+        match fs::rename(self.stamps_dir(), &away) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e).at("rename", &self.stamps_dir()),
+            Ok(()) => remove_dir_if_there(&away),
+        }
+    }
+
+    fn stamps_dir(&self) -> PathBuf {
+        self.root().join(".stamps")
+    }
+
+    fn stamp_of(&self, path: &Path) -> PathBuf {
+        self.stamps_dir()
+            .join(sha256_bytes(path.as_os_str().as_encoded_bytes()))
     }
 
     /// Checks the content of every file of an entry against its manifest, reading
@@ -64,6 +85,18 @@ impl Cache {
     /// # Errors
     /// [`crate::Error::Damaged`] with the first file that is missing or different.
     pub fn check(&self, entry: &Entry) -> Result<()> {
+        self.check_by(entry, |path| self.file_sha256(path))
+    }
+
+    /// As [`Cache::check`], reading every file whatever the stamps say.
+    ///
+    /// # Errors
+    /// As [`Cache::check`].
+    pub fn check_anew(&self, entry: &Entry) -> Result<()> {
+        self.check_by(entry, |path| self.hash_and_stamp(path))
+    }
+
+    fn check_by(&self, entry: &Entry, hash: impl Fn(&Path) -> Result<String>) -> Result<()> {
         for record in &entry.manifest().files {
             let path = entry.path(&record.path);
             let problem = match fs::metadata(&path) {
@@ -74,7 +107,7 @@ impl Cache {
                     meta.len(),
                     record.size
                 )),
-                Ok(_) if self.file_sha256(&path)? != record.sha256 => Some(format!(
+                Ok(_) if hash(&path)? != record.sha256 => Some(format!(
                     "the content of {} has changed (SHA-256)",
                     path.display()
                 )),
@@ -86,6 +119,19 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// What changes when a file is written, replaced or moved.
+fn identity(path: &Path, meta: &fs::Metadata) -> String {
+    format!(
+        "{} {}:{} {} {}.{}",
+        path.display(),
+        meta.dev(),
+        meta.ino(),
+        meta.len(),
+        meta.ctime(),
+        meta.ctime_nsec()
+    )
 }
 
 /// Whether a write from now on would show in the change time.
