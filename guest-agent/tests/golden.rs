@@ -8,8 +8,8 @@ use std::fmt::Write;
 use guest_agent::protocol::{
     BootConfig, Code, Console, Decoder, Disk, DiskRole, Event, EventKind, Exec, Exit, Failure,
     Frame, Get, Goodbye, GoodbyeReason, Hello, Info, Init, Limits, Message, Name, Put, Resize,
-    RestartPolicy, Run, Signal, Started, StdinCredit, Subscribe, Target, Terminal, Usage,
-    VpsDestroy, VpsInfo, VpsNamed, VpsSpec, VpsState, VpsStop,
+    RestartPolicy, Restored, Resumed, Run, Signal, Started, StdinCredit, Subscribe, Target,
+    Terminal, Usage, VpsDestroy, VpsInfo, VpsNamed, VpsSpec, VpsState, VpsStop,
 };
 use proptest::prelude::*;
 
@@ -68,7 +68,15 @@ fn messages() -> Vec<(&'static str, Message)> {
         Message::Event(Event {
             sequence: 9,
             at_ms: 1000,
-            name: name("web"),
+            name: Some(name("web")),
+            kind,
+        })
+    };
+    let machine_event = |kind| {
+        Message::Event(Event {
+            sequence: 10,
+            at_ms: 2000,
+            name: None,
             kind,
         })
     };
@@ -194,6 +202,8 @@ fn messages() -> Vec<(&'static str, Message)> {
                 agent_resident_bytes: 1 << 20,
                 templates: vec![name("busybox")],
                 vps_count: 1,
+                generation: None,
+                suspended: None,
             }),
         ),
         ("vps", Message::Vps(info())),
@@ -207,6 +217,45 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("power-off", Message::PowerOff),
         ("vps-list", Message::VpsList),
         ("stdin-eof", Message::StdinEof),
+        ("suspend", Message::Suspend),
+        ("resume", Message::Resume),
+        (
+            "restored",
+            Message::Restored(Restored {
+                generation: [1; 16],
+                entropy: [2; 64],
+                wall_clock_ns: 1_700_000_000_000_000_000,
+                hostname: name("clone-7"),
+                nonce: [3; 16],
+            }),
+        ),
+        (
+            "resumed",
+            Message::Resumed(Resumed {
+                generation: [1; 16],
+            }),
+        ),
+        (
+            "info-restored",
+            Message::Info(Info {
+                kernel: "6.12.0".into(),
+                cpus: 1,
+                memory_bytes: 128 << 20,
+                memory_available_bytes: 64 << 20,
+                uptime_ms: 1000,
+                agent_resident_bytes: 1 << 20,
+                templates: Vec::new(),
+                vps_count: 0,
+                generation: Some([1; 16]),
+                suspended: Some(true),
+            }),
+        ),
+        ("event-suspended", machine_event(EventKind::Suspended)),
+        ("event-resumed", machine_event(EventKind::Resumed)),
+        (
+            "event-restored",
+            machine_event(EventKind::Restored([1; 16])),
+        ),
     ]
 }
 

@@ -197,7 +197,7 @@ fn a_reboot_comes_back_a_halt_stays_down_and_neighbours_go_on() {
     let mut seen = Vec::new();
     while seen.last() != Some(&EventKind::Ended(Exit::Halt)) {
         let event = events.next(Some(LONG)).unwrap();
-        if event.name == name("web") {
+        if event.name == Some(name("web")) {
             seen.push(event.kind);
         }
     }

@@ -256,6 +256,23 @@ impl Client {
         }
     }
 
+    /// Holds all processes of VPSs and machine sessions and writes disks out,
+    /// for a snapshot; see [`Message::Suspend`].
+    ///
+    /// # Errors
+    /// As [`Client::request`]. Nothing is held then.
+    pub fn suspend(&mut self) -> Result<(), ClientError> {
+        self.done_answer(Message::Suspend, PATIENCE)
+    }
+
+    /// Ends a suspension.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.done_answer(Message::Resume, PATIENCE)
+    }
+
     /// Stops all VPSs and powers the guest off (a service just ends).
     /// Returns when the agent has agreed, or is gone already.
     ///

@@ -8,6 +8,7 @@ use super::name::Name;
 use super::session::{
     Console, Event, Exec, Get, Put, Resize, Run, Signal, Started, StdinCredit, Subscribe,
 };
+use super::snapshot::{Restored, Resumed};
 use super::vps::{Exit, VpsInfo, VpsSpec};
 
 /// First message of both sides.
@@ -77,6 +78,12 @@ pub struct Info {
     /// Number of VPSs that are defined.
     #[n(7)]
     pub vps_count: u32,
+    /// Which restore of a snapshot this guest is; `None` when it was booted.
+    #[cbor(n(8), with = "minicbor::bytes")]
+    pub generation: Option<[u8; 16]>,
+    /// Whether the processes of VPSs are [suspended](super::Message::Suspend).
+    #[n(9)]
+    pub suspended: Option<bool>,
 }
 
 /// Names a VPS.
@@ -217,6 +224,11 @@ messages! {
         Vps(VpsInfo) = 65,
         /// Answer: all VPSs, by name.
         VpsAll(Vec<VpsInfo>) = 66,
+
+        /// On the agent's call, from the host: the guest was restored. Answer: `Resumed`.
+        Restored(Restored) = 80,
+        /// On the agent's call, to the host: the guest is a machine of its own.
+        Resumed(Resumed) = 81,
     }
     raw {
         /// In a session: bytes for standard input, or of a file to write.
@@ -237,6 +249,11 @@ messages! {
         PowerOff = 7,
         /// Ask for all VPSs. Answer: `VpsAll`.
         VpsList = 8,
+        /// Hold all processes of VPSs and machine sessions and write disks out, for a snapshot. Answer:
+        /// `Done`. Ends by `Resume`, by a restore, or by itself after [`SUSPENSION_MS`](super::SUSPENSION_MS).
+        Suspend = 9,
+        /// End a suspension. Answer: `Done`.
+        Resume = 10,
         /// In a session: no more standard input.
         StdinEof = 59,
     }

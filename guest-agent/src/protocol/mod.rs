@@ -22,10 +22,13 @@
 //!
 //! The agent of a guest makes one call itself, to [`HOST_PORT`], as the first
 //! thing in its life; that the guest is ready is its [`Hello`] there, whose
-//! secret is the boot's nonce. The host answers it with nothing: it only
-//! listens, and the agent says nothing more until a [`Goodbye`], after which
-//! the host hangs up, so that the agent knows that it was heard before it
-//! resets the guest.
+//! secret is the boot's nonce. The agent keeps this connection for its whole
+//! life, and dials again when it is lost. What the host says on it, it says as
+//! the machine itself: nothing to a guest that booted, and [`Restored`] to one
+//! that was [restored](snapshot). The agent may ask there for a sign of life
+//! ([`Message::Ping`], answered by [`Message::Done`]), and the last that it
+//! says is a [`Goodbye`], after which the host hangs up, so that the agent
+//! knows that it was heard before it resets the guest.
 //!
 //! Everything that arrives is untrusted: lengths are checked before anything
 //! is allocated, names are validated when they are decoded.
@@ -36,6 +39,7 @@ pub mod frame;
 pub mod message;
 pub mod name;
 pub mod session;
+pub mod snapshot;
 pub mod vps;
 
 pub use boot::{BootConfig, Disk, DiskRole};
@@ -47,12 +51,13 @@ pub use session::{
     Console, Event, EventKind, Exec, Get, Put, Resize, Run, Signal, Started, StdinCredit,
     Subscribe, Target, Terminal,
 };
+pub use snapshot::{Restored, Resumed};
 pub use vps::{Exit, Init, Limits, RestartPolicy, Usage, VpsInfo, VpsSpec, VpsState};
 
 /// Major version of the protocol: peers of different majors refuse each other.
 pub const MAJOR: u16 = 1;
 /// Minor version: grows with each compatible addition.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 
 /// The vsock port that the agent listens on. Below 1024, because only
 /// `CAP_NET_BIND_SERVICE` in the initial user namespace may bind there, so
@@ -65,5 +70,8 @@ pub const HOST_PORT: u32 = 101;
 pub const STDIN_WINDOW: usize = 256 * 1024;
 /// Most bytes that one data frame should carry: a pipe's worth.
 pub const CHUNK: usize = 64 * 1024;
+/// Milliseconds of the guest's time after which a [suspension](Message::Suspend)
+/// that nobody ends or renews ends by itself.
+pub const SUSPENSION_MS: u64 = 10_000;
 /// Where the agent finds its [`BootConfig`] in the initramfs.
 pub const BOOT_CONFIG_PATH: &str = "/etc/insula/boot.cbor";

@@ -118,15 +118,15 @@ pub struct Event {
     /// Milliseconds since the kernel booted.
     #[n(1)]
     pub at_ms: u64,
-    /// The VPS that it happened to.
+    /// The VPS that it happened to; `None` when it happened to the machine.
     #[n(2)]
-    pub name: Name,
+    pub name: Option<Name>,
     /// What.
     #[n(3)]
     pub kind: EventKind,
 }
 
-/// What happened to a VPS.
+/// What happened to a VPS or the machine.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum EventKind {
     /// It was defined.
@@ -150,6 +150,16 @@ pub enum EventKind {
     /// The kernel killed a process of it for want of memory.
     #[n(6)]
     OutOfMemory,
+    /// The machine: all its VPSs are held, for a snapshot.
+    #[n(7)]
+    Suspended,
+    /// The machine: its VPSs go on.
+    #[n(8)]
+    Resumed,
+    /// The machine: it was restored from a snapshot as this
+    /// [generation](super::Restored::generation), and its VPSs go on.
+    #[n(9)]
+    Restored(#[cbor(n(0), with = "minicbor::bytes")] [u8; 16]),
 }
 
 /// A session's process was started.

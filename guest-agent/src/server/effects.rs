@@ -43,7 +43,7 @@ impl Agent {
                 self.answer(waiter, answer);
             }
             Effect::RunEnded(id, exit) => self.session_ended(id, exit),
-            Effect::Event(name, kind) => self.events.push(now(), &name, kind),
+            Effect::Event(name, kind) => self.events.push(now(), Some(name), kind),
             Effect::Attend(at, name) => self.timers.set(at, Due::Vps(name)),
             Effect::Console(name) => self.watch_console(&name),
         }

@@ -16,14 +16,14 @@ pub(crate) struct EventLog {
 }
 
 impl EventLog {
-    pub(crate) fn push(&mut self, now: u64, name: &Name, kind: EventKind) {
+    pub(crate) fn push(&mut self, now: u64, name: Option<Name>, kind: EventKind) {
         if self.events.len() == KEPT {
             self.events.pop_front();
         }
         let event = Event {
             sequence: self.next,
             at_ms: now / MS,
-            name: name.clone(),
+            name,
             kind,
         };
         self.events.push_back(event);
@@ -47,7 +47,7 @@ mod tests {
         let name = Name::new("web").unwrap();
         assert!(log.at(0).is_none());
         for _ in 0..KEPT + 10 {
-            log.push(5 * MS, &name, EventKind::Started);
+            log.push(5 * MS, Some(name.clone()), EventKind::Started);
         }
         assert_eq!(log.at(0).unwrap().sequence, 10);
         assert_eq!(log.at(200).unwrap().sequence, 200);

@@ -32,6 +32,8 @@ impl Agent {
                 .as_ref()
                 .map_or_else(|_| Vec::new(), Supervisor::template_names),
             vps_count: self.supervisor.as_ref().map_or(0, Supervisor::count) as u32,
+            generation: None,
+            suspended: None,
         }
     }
 }
