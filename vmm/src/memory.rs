@@ -1,17 +1,26 @@
 //! Guest memory: where it lies, the mapping behind it, and KVM's memory slots.
 
 mod advice;
+mod dirty;
 pub mod layout;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::bitmap::BS;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+};
 
 use crate::config::{HugePages, MemSize};
 
+pub use dirty::{DirtyBitmap, PAGE_SIZE};
+
 /// A guest's memory, mapped into this process.
-pub type GuestMemory = GuestMemoryMmap<()>;
+pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
+
+/// A piece of a guest's memory. Writes through it are marked as they are made.
+pub type GuestSlice<'a> = VolatileSlice<'a, BS<'a, DirtyBitmap>>;
 
 /// Why there is no guest memory.
 #[derive(Debug, Error)]

@@ -8,9 +8,9 @@
 
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice,
-};
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryError, Permissions};
+
+use crate::memory::{GuestMemory, GuestSlice};
 
 /// Why a chain is not one that a driver may offer. The device that meets one
 /// stops and asks for a reset.
@@ -96,10 +96,10 @@ impl Segments {
     /// `visit` may have been called for what comes before.
     pub fn visit<'m>(
         &self,
-        memory: &'m GuestMemoryMmap,
+        memory: &'m GuestMemory,
         offset: u64,
         len: u64,
-        mut visit: impl FnMut(VolatileSlice<'m>) -> bool,
+        mut visit: impl FnMut(GuestSlice<'m>) -> bool,
     ) -> Result<(), SegmentError> {
         let end = offset.checked_add(len).filter(|&end| end <= self.total);
         let Some(end) = end else {
@@ -139,7 +139,7 @@ impl Segments {
     /// See [`Self::visit`].
     pub fn read(
         &self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
         offset: u64,
         bytes: &mut [u8],
     ) -> Result<(), SegmentError> {
@@ -158,7 +158,7 @@ impl Segments {
     /// See [`Self::visit`].
     pub fn write(
         &self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), SegmentError> {
@@ -189,7 +189,7 @@ impl Message {
     /// The chain breaks the rules for drivers: see [`ChainError`].
     pub fn fill(
         &mut self,
-        mut chain: DescriptorChain<&GuestMemoryMmap>,
+        mut chain: DescriptorChain<&GuestMemory>,
         limit: usize,
     ) -> Result<(), ChainError> {
         self.readable.clear();

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+use crate::memory::GuestMemory;
 
 /// What a device gets when the driver sets `DRIVER_OK`.
 #[derive(Debug)]
 pub struct Activation {
     /// The guest's memory, in which the queues and all buffers are.
-    pub memory: GuestMemoryMmap,
+    pub memory: GuestMemory,
     /// The features that the driver accepted: a subset of those offered,
     /// `VIRTIO_F_VERSION_1` always among them.
     pub features: u64,

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::GuestMemory;
 
 /// The driver's rings make no sense, or are out of reach.
 #[derive(Debug, Error)]
@@ -17,17 +19,17 @@ pub struct RingError(#[from] virtio_queue::Error);
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
-    memory: GuestMemoryMmap,
+    memory: GuestMemory,
 }
 
 impl Ring {
     /// A queue that the transport has checked against `memory`.
-    pub fn new(queue: Queue, memory: GuestMemoryMmap) -> Self {
+    pub fn new(queue: Queue, memory: GuestMemory) -> Self {
         Self { queue, memory }
     }
 
     /// The guest's memory.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
@@ -40,7 +42,7 @@ impl Ring {
     ///
     /// # Errors
     /// The driver claims more chains than the queue has entries.
-    pub fn pop(&mut self) -> Result<Option<DescriptorChain<&GuestMemoryMmap>>, RingError> {
+    pub fn pop(&mut self) -> Result<Option<DescriptorChain<&GuestMemory>>, RingError> {
         Ok(self.queue.iter(&self.memory)?.next())
     }
 

@@ -4,15 +4,17 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::GuestMemory;
 
 /// Size of the lower of the two regions.
 pub(crate) const MEMORY_SIZE: u64 = 1 << 20;
 
 /// One MiB from 0 and one from 2 MiB, with a hole in between.
-pub(crate) fn memory() -> GuestMemoryMmap {
+pub(crate) fn memory() -> GuestMemory {
     let size = MEMORY_SIZE as usize;
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size), (GuestAddress(2 << 20), size)]).unwrap()
+    GuestMemory::from_ranges(&[(GuestAddress(0), size), (GuestAddress(2 << 20), size)]).unwrap()
 }
 
 /// A buffer of a chain.
@@ -43,7 +45,7 @@ pub(crate) fn writable(address: u64, len: u32) -> Buffer {
 
 /// The driver's side of one queue, which takes 12 KiB from `base`.
 pub(crate) struct DriverQueue {
-    memory: GuestMemoryMmap,
+    memory: GuestMemory,
     base: u64,
     size: u16,
     next_descriptor: u16,
@@ -52,7 +54,7 @@ pub(crate) struct DriverQueue {
 }
 
 impl DriverQueue {
-    pub(crate) fn new(memory: &GuestMemoryMmap, base: u64, size: u16) -> Self {
+    pub(crate) fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
         let zeros = [0; 0x3000];
         memory.write_slice(&zeros, GuestAddress(base)).unwrap();
         Self {

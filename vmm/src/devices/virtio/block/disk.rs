@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
-use vm_memory::GuestMemoryMmap;
 
 use super::request::{self, ID_LEN, Operation, RequestError, SECTOR_SIZE, Status};
 use super::vectored::{Direction, Vectored};
 use crate::devices::virtio::chain::Message;
+use crate::memory::GuestMemory;
 
 /// Why an image cannot be a disk.
 #[derive(Debug, Error)]
@@ -140,7 +140,7 @@ impl Disk {
     pub(super) fn serve(
         &self,
         message: &Message,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
         vectored: &mut Vectored,
         write_through: bool,
     ) -> Result<u32, RequestError> {

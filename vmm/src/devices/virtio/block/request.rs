@@ -9,9 +9,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
-use vm_memory::GuestMemoryMmap;
 
 use crate::devices::virtio::chain::{Message, SegmentError};
+use crate::memory::GuestMemory;
 
 /// Bytes in a sector, whatever the block size (5.2.4).
 pub const SECTOR_SIZE: u64 = 512;
@@ -91,7 +91,7 @@ pub const WRITE_DATA_OFFSET: u64 = HEADER_LEN;
 /// See [`RequestError`]. Whatever else is wrong is [`Operation::Reject`].
 pub fn parse(
     message: &Message,
-    memory: &GuestMemoryMmap,
+    memory: &GuestMemory,
     capacity: u64,
     read_only: bool,
 ) -> Result<Operation, RequestError> {
@@ -130,11 +130,7 @@ pub fn parse(
 ///
 /// # Errors
 /// There is no room for it in guest memory.
-pub fn finish(
-    message: &Message,
-    memory: &GuestMemoryMmap,
-    status: Status,
-) -> Result<(), RequestError> {
+pub fn finish(message: &Message, memory: &GuestMemory, status: Status) -> Result<(), RequestError> {
     let offset = status_offset(message)?;
     message
         .writable

@@ -11,12 +11,13 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::chain::Message;
 use crate::devices::virtio::testing::{Buffer, DriverQueue, memory, readable, writable};
+use crate::memory::GuestMemory;
 
 const SECTORS: u64 = 64;
 const RINGS: u64 = 0x10000;
@@ -37,7 +38,7 @@ fn image() -> NamedTempFile {
 }
 
 struct Fixture {
-    memory: GuestMemoryMmap,
+    memory: GuestMemory,
     driver: DriverQueue,
     server: Server,
     interrupt: Arc<Interrupt>,

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::Bitmap;
 
 use crate::devices::virtio::chain::{SegmentError, Segments};
+use crate::memory::GuestMemory;
 
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +42,17 @@ impl Vectored {
         direction: Direction,
         file: &File,
         position: u64,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
         segments: &Segments,
         (offset, len): (u64, u64),
     ) -> io::Result<()> {
         self.parts.clear();
         segments
             .visit(memory, offset, len, |slice| {
+                if direction == Direction::Read {
+                    // The kernel writes there without the slice's knowledge.
+                    slice.bitmap().mark_dirty(0, slice.len());
+                }
                 let base = slice.ptr_guard_mut().as_ptr().cast();
                 self.parts.push(libc::iovec {
                     iov_base: base,

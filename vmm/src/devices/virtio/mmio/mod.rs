@@ -13,18 +13,18 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::queue_registers::{QueueRegisters, set_high, set_low};
 use self::registers::{self as reg, status};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
 use crate::devices::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 /// The MMIO registers of one virtio device.
 pub struct Transport {
     device: Box<dyn VirtioDevice>,
-    memory: GuestMemoryMmap,
+    memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     status: u32,
     device_features_sel: u32,
@@ -52,7 +52,7 @@ impl Transport {
     ///
     /// # Errors
     /// The process is out of file descriptors.
-    pub fn new(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
+    pub fn new(memory: GuestMemory, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
         let queues = device
             .queue_sizes()
             .iter()

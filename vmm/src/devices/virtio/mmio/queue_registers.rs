@@ -1,9 +1,10 @@
 //! The registers of one queue, as the driver fills them before `DRIVER_OK`.
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use crate::devices::virtio::ActivateError;
+use crate::memory::GuestMemory;
 
 /// What the driver wrote, kept as it came and judged only when the queue is
 /// to be used.
@@ -38,7 +39,7 @@ impl QueueRegisters {
         &self,
         index: usize,
         event_idx: bool,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
     ) -> Result<Queue, ActivateError> {
         self.try_build(event_idx, memory)
             .ok_or(ActivateError::Queue {
@@ -50,7 +51,7 @@ impl QueueRegisters {
             })
     }
 
-    fn try_build(&self, event_idx: bool, memory: &GuestMemoryMmap) -> Option<Queue> {
+    fn try_build(&self, event_idx: bool, memory: &GuestMemory) -> Option<Queue> {
         let mut queue = Queue::new(self.max_size).ok()?;
         queue.try_set_size(u16::try_from(self.size).ok()?).ok()?;
         queue

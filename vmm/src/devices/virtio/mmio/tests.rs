@@ -2,13 +2,13 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::testing::{DriverQueue, memory};
 use crate::devices::virtio::vsock::{Vsock, VsockConfig};
+use crate::memory::GuestMemory;
 
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1;
 const READY_TO_GO: u32 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
@@ -68,7 +68,7 @@ fn event() -> Arc<EventFd> {
     Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())
 }
 
-fn transport() -> (Transport, Arc<Mutex<Log>>, GuestMemoryMmap) {
+fn transport() -> (Transport, Arc<Mutex<Log>>, GuestMemory) {
     let log = Arc::new(Mutex::new(Log::default()));
     let device = TestDevice {
         events: [event(), event()],
@@ -114,14 +114,14 @@ fn set_queue(transport: &mut Transport, index: u32, size: u32, driver: &DriverQu
     set(transport, reg::QUEUE_READY, 1);
 }
 
-fn queues(memory: &GuestMemoryMmap) -> (DriverQueue, DriverQueue) {
+fn queues(memory: &GuestMemory) -> (DriverQueue, DriverQueue) {
     (
         DriverQueue::new(memory, 0x10000, 16),
         DriverQueue::new(memory, 0x20000, 8),
     )
 }
 
-fn bring_up(transport: &mut Transport, memory: &GuestMemoryMmap) -> u32 {
+fn bring_up(transport: &mut Transport, memory: &GuestMemory) -> u32 {
     let (first, second) = queues(memory);
     negotiate(transport, FEATURES);
     set_queue(transport, 0, 16, &first);

@@ -108,7 +108,7 @@ impl Muxer {
         &mut self,
         header: &Header,
         message: &Segments,
-        memory: &vm_memory::GuestMemoryMmap,
+        memory: &crate::memory::GuestMemory,
     ) {
         if header.src_cid != self.guest_cid {
             return;

@@ -3,17 +3,18 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use vm_memory::{GuestMemoryMmap, ReadVolatile, VolatileMemoryError, WriteVolatile};
+use vm_memory::{ReadVolatile, VolatileMemoryError, WriteVolatile};
 
 use super::header::HEADER_LEN;
 use crate::devices::virtio::chain::{SegmentError, Segments};
+use crate::memory::{GuestMemory, GuestSlice};
 
 /// The data that came with a packet of the guest's. The whole range has been
 /// found to lie in guest memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Payload<'a> {
     segments: &'a Segments,
-    memory: &'a GuestMemoryMmap,
+    memory: &'a GuestMemory,
     len: u32,
 }
 
@@ -24,7 +25,7 @@ impl<'a> Payload<'a> {
     /// There are not so many, or not in guest memory.
     pub(super) fn new(
         segments: &'a Segments,
-        memory: &'a GuestMemoryMmap,
+        memory: &'a GuestMemory,
         len: u32,
     ) -> Result<Self, SegmentError> {
         segments.visit(memory, HEADER_LEN as u64, u64::from(len), |_| true)?;
@@ -75,7 +76,7 @@ impl<'a> Payload<'a> {
     fn visit(
         &self,
         offset: usize,
-        mut visit: impl FnMut(&vm_memory::VolatileSlice<'a>) -> bool,
+        mut visit: impl FnMut(&GuestSlice<'a>) -> bool,
     ) -> io::Result<()> {
         let len = u64::from(self.len) - offset as u64;
         let at = (HEADER_LEN + offset) as u64;
@@ -90,7 +91,7 @@ impl<'a> Payload<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room<'a> {
     segments: &'a Segments,
-    memory: &'a GuestMemoryMmap,
+    memory: &'a GuestMemory,
     len: u32,
 }
 
@@ -101,7 +102,7 @@ impl<'a> Room<'a> {
     /// There is none, or it lies outside of guest memory.
     pub(super) fn new(
         segments: &'a Segments,
-        memory: &'a GuestMemoryMmap,
+        memory: &'a GuestMemory,
     ) -> Result<Self, SegmentError> {
         let total = segments.len();
         let header = HEADER_LEN as u64;

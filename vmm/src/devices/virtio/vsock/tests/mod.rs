@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::credit::RECEIVE_BUFFER;
 use super::header::{
@@ -21,6 +21,7 @@ use super::header::{
 use super::*;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::testing::{Buffer, DriverQueue, memory, readable, writable};
+use crate::memory::GuestMemory;
 
 const CID: u64 = 3;
 /// Ports that tests use: of the guest, of a Unix socket, of a port in-process.
@@ -67,7 +68,7 @@ impl HostPort for Echo {
 /// A device and the driver of a guest without any sense of its own.
 struct Guest {
     vsock: Vsock,
-    memory: GuestMemoryMmap,
+    memory: GuestMemory,
     receive: DriverQueue,
     transmit: DriverQueue,
     event: DriverQueue,
