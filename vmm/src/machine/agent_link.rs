@@ -1,26 +1,36 @@
 //! The agent's call to its host: hello, which is the readiness signal, and
-//! goodbye.
+//! goodbye; in a restored guest, who it is from now on.
 //!
 //! The guest's end is not trusted. Any process of the guest that may dial the
-//! host's port can speak here, so only a hello with the boot nonce counts, and
-//! only on such a connection a goodbye. Everything else closes the connection
-//! and changes nothing.
+//! host's port can speak here, so only a hello with the guest's nonce counts,
+//! and only on such a connection anything else. All other calls are closed and
+//! change nothing.
+//!
+//! A restored guest's agent dials again, because its connections were reset,
+//! and says hello with the nonce that the snapshot knows. It is told what
+//! makes the guest a machine of its own, and the guest is ready when it has
+//! said that it is; from then on it proves itself by its new nonce.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::protocol::{
-    Decoder, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message,
+    Decoder, Frame, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message, Restored,
+    Resumed,
 };
+use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::boot_timer::{BootTimer, Step};
 use crate::config::BootNonce;
 
-/// Bytes of an unfinished frame that are kept. A hello or goodbye is far
+/// Bytes of an unfinished frame that are kept. What an agent says here is far
 /// smaller.
 const MAX_PENDING: usize = 64 << 10;
+
+/// Request identifier of [`Message::Restored`].
+const RESTORED_ID: u32 = 1;
 
 /// Why a call is closed.
 #[derive(Debug, Error)]
@@ -43,14 +53,22 @@ pub enum CallError {
              rebuild the guest's initramfs (insula image build)"
     )]
     Version(u16),
+    /// It says that another restore than this one is done.
+    #[error("the agent has resumed as another generation than it was told")]
+    Generation,
     /// Something else came after the hello.
     #[error("unexpected message of kind {0}")]
     Unexpected(u8),
 }
 
 /// What is known of the agent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// What a hello must carry.
+    nonce: BootNonce,
+    /// What the agent of a restored guest is to be told, until it has said
+    /// that it is done.
+    restored: Option<Box<Restored>>,
     ready: bool,
     goodbye: Option<GoodbyeReason>,
     refused: Option<String>,
@@ -63,22 +81,51 @@ pub struct AgentLink(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    nonce: BootNonce,
     timer: Arc<BootTimer>,
     state: Mutex<State>,
     news: EventFd,
 }
 
 impl AgentLink {
-    /// For a guest that proves itself by `nonce`.
+    /// For a guest that boots and proves itself by `nonce`.
     ///
     /// # Errors
     /// The process is out of file descriptors.
     pub fn new(nonce: BootNonce, timer: Arc<BootTimer>) -> io::Result<Self> {
-        Ok(Self(Arc::new(Shared {
+        Self::with(nonce, None, timer)
+    }
+
+    /// For a guest that is restored from a snapshot that was taken while it
+    /// proved itself by `nonce`. Its agent is told `restored`, with the wall
+    /// clock of that moment, and the guest is ready when it has said
+    /// [`Resumed`] to that.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub fn for_restore(
+        nonce: BootNonce,
+        restored: Restored,
+        timer: Arc<BootTimer>,
+    ) -> io::Result<Self> {
+        Self::with(nonce, Some(Box::new(restored)), timer)
+    }
+
+    fn with(
+        nonce: BootNonce,
+        restored: Option<Box<Restored>>,
+        timer: Arc<BootTimer>,
+    ) -> io::Result<Self> {
+        let state = State {
             nonce,
+            restored,
+            ready: false,
+            goodbye: None,
+            refused: None,
+            incompatible: None,
+        };
+        Ok(Self(Arc::new(Shared {
             timer,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             news: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })))
     }
@@ -91,6 +138,7 @@ impl AgentLink {
             link: self.clone(),
             decoder: Decoder::new(),
             greeted: false,
+            told: false,
             over: false,
         }
     }
@@ -100,7 +148,13 @@ impl AgentLink {
         &self.0.news
     }
 
-    /// Whether the agent has said hello.
+    /// What the agent proves itself by now: to be kept with a snapshot.
+    pub fn nonce(&self) -> BootNonce {
+        self.state().nonce
+    }
+
+    /// Whether the agent has said hello, and in a restored guest that it has
+    /// resumed.
     pub fn is_ready(&self) -> bool {
         self.state().ready
     }
@@ -136,6 +190,8 @@ pub struct AgentCall {
     link: AgentLink,
     decoder: Decoder,
     greeted: bool,
+    /// The agent was told on this call that its guest was restored.
+    told: bool,
     over: bool,
 }
 
@@ -147,12 +203,13 @@ impl AgentCall {
         self.over
     }
 
-    /// Takes bytes that arrived. There is no answer but the connection's end.
+    /// Takes bytes that arrived; returns what is to be sent in answer.
     ///
     /// # Errors
     /// A [`CallError`]; the connection is to be closed.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), CallError> {
-        let heard = self.hear(bytes);
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<Vec<u8>, CallError> {
+        let mut answer = Vec::new();
+        let heard = self.hear(bytes, &mut answer);
         if let Err(error) = &heard {
             let mut state = self.link.state();
             state.refused = Some(error.to_string());
@@ -161,15 +218,17 @@ impl AgentCall {
                 self.link.tell();
             }
         }
-        heard
+        heard.map(|()| answer)
     }
 
-    fn hear(&mut self, bytes: &[u8]) -> Result<(), CallError> {
+    fn hear(&mut self, bytes: &[u8], answer: &mut Vec<u8>) -> Result<(), CallError> {
         self.decoder.push(bytes);
         while let Some(frame) = self.decoder.next_frame().map_err(|(_, error)| error)? {
             match frame.message {
-                Message::Hello(hello) if !self.greeted => self.greet(&hello)?,
+                Message::Hello(hello) if !self.greeted => self.greet(&hello, answer)?,
                 _ if !self.greeted => return Err(CallError::NoHello),
+                Message::Ping => Frame::new(frame.id, Message::Done).encode(answer),
+                Message::Resumed(resumed) if self.told => self.resumed(&resumed)?,
                 Message::Goodbye(Goodbye { reason }) => {
                     self.link.state().goodbye = Some(reason);
                     self.link.tell();
@@ -178,6 +237,10 @@ impl AgentCall {
                 }
                 other => return Err(CallError::Unexpected(other.kind())),
             }
+            // An agent takes its answers; what does not is no agent.
+            if answer.len() > MAX_PENDING {
+                return Err(CallError::TooLarge);
+            }
         }
         if self.decoder.pending() > MAX_PENDING {
             return Err(CallError::TooLarge);
@@ -185,25 +248,65 @@ impl AgentCall {
         Ok(())
     }
 
-    fn greet(&mut self, hello: &Hello) -> Result<(), CallError> {
-        if hello.secret != self.link.0.nonce.bytes() {
+    fn greet(&mut self, hello: &Hello, answer: &mut Vec<u8>) -> Result<(), CallError> {
+        let mut state = self.link.state();
+        // An agent whose call broke off before it was heard has the new one.
+        let renewed = state.restored.as_ref().map(|restored| restored.nonce);
+        if hello.secret != state.nonce.bytes()
+            && renewed.is_none_or(|nonce| hello.secret != nonce.as_slice())
+        {
             return Err(CallError::Nonce);
         }
         if hello.major != MAJOR {
             return Err(CallError::Version(hello.major));
         }
         self.greeted = true;
-        self.link.0.timer.stamp(Step::AgentReady);
-        self.link.state().ready = true;
-        self.link.tell();
+        if let Some(restored) = &state.restored {
+            let restored = Restored {
+                wall_clock_ns: wall_clock_ns(),
+                ..Restored::clone(restored)
+            };
+            Frame::new(RESTORED_ID, Message::Restored(restored)).encode(answer);
+            self.told = true;
+            return Ok(());
+        }
+        state.ready = true;
+        drop(state);
+        self.ready();
         Ok(())
     }
+
+    /// The agent says that its guest is a machine of its own.
+    fn resumed(&mut self, resumed: &Resumed) -> Result<(), CallError> {
+        self.told = false;
+        let mut state = self.link.state();
+        let Some(restored) = state
+            .restored
+            .take_if(|restored| restored.generation == resumed.generation)
+        else {
+            return Err(CallError::Generation);
+        };
+        state.nonce = BootNonce::new(restored.nonce);
+        state.ready = true;
+        drop(state);
+        self.ready();
+        Ok(())
+    }
+
+    fn ready(&self) {
+        self.link.0.timer.stamp(Step::AgentReady);
+        self.link.tell();
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+fn wall_clock_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000) + now.tv_nsec as u64
 }
 
 #[cfg(test)]
 mod tests {
-    use guest_agent::protocol::Frame;
-
     use super::*;
 
     const NONCE: [u8; 16] = [7; 16];
@@ -220,6 +323,38 @@ mod tests {
             secret: secret.to_vec(),
         };
         Frame::new(0, Message::Hello(hello)).to_bytes()
+    }
+
+    const RENEWED: [u8; 16] = [9; 16];
+
+    fn restored() -> Restored {
+        Restored {
+            generation: [1; 16],
+            entropy: [2; 64],
+            wall_clock_ns: 0,
+            hostname: "clone".parse().unwrap(),
+            nonce: RENEWED,
+        }
+    }
+
+    fn restored_link() -> AgentLink {
+        let timer = Arc::new(BootTimer::default());
+        AgentLink::for_restore(BootNonce::new(NONCE), restored(), timer).unwrap()
+    }
+
+    fn resumed(generation: u8) -> Vec<u8> {
+        let resumed = Resumed {
+            generation: [generation; 16],
+        };
+        Frame::new(RESTORED_ID, Message::Resumed(resumed)).to_bytes()
+    }
+
+    fn message(bytes: &[u8]) -> Option<Message> {
+        let mut decoder = Decoder::new();
+        decoder.push(bytes);
+        let message = decoder.next_frame().unwrap()?.message;
+        assert_eq!(decoder.pending(), 0);
+        Some(message)
     }
 
     fn goodbye() -> Vec<u8> {
@@ -288,5 +423,103 @@ mod tests {
         let mut endless = (1u32 << 19).to_le_bytes().to_vec();
         endless.resize(MAX_PENDING + 1, 0);
         assert!(matches!(call.receive(&endless), Err(CallError::TooLarge)));
+    }
+
+    #[test]
+    fn a_sign_of_life_needs_a_hello_first() {
+        let link = link();
+        let ping = Frame::new(7, Message::Ping).to_bytes();
+        assert!(link.call().receive(&ping).is_err());
+        let mut call = link.call();
+        assert!(call.receive(&hello(&NONCE, MAJOR)).unwrap().is_empty());
+        let done = Frame::new(7, Message::Done).to_bytes();
+        assert_eq!(call.receive(&ping).unwrap(), done);
+    }
+
+    #[test]
+    fn a_restored_agent_is_told_and_ready_when_it_has_resumed() {
+        let link = restored_link();
+        let mut call = link.call();
+        let told = message(&call.receive(&hello(&NONCE, MAJOR)).unwrap());
+        let Some(Message::Restored(told)) = told else {
+            panic!("{told:?}");
+        };
+        assert_ne!(told.wall_clock_ns, 0);
+        let expected = Restored {
+            wall_clock_ns: told.wall_clock_ns,
+            ..restored()
+        };
+        assert_eq!(told, expected);
+        assert!(!link.is_ready());
+        assert!(call.receive(&resumed(1)).unwrap().is_empty());
+        assert!(link.is_ready());
+        assert_eq!(link.nonce().bytes(), &RENEWED);
+        // The call goes on as any.
+        call.receive(&goodbye()).unwrap();
+        assert_eq!(link.goodbye(), Some(GoodbyeReason::Requested));
+    }
+
+    #[test]
+    fn after_the_restore_the_new_nonce_counts() {
+        let link = restored_link();
+        let mut call = link.call();
+        call.receive(&hello(&NONCE, MAJOR)).unwrap();
+        call.receive(&resumed(1)).unwrap();
+        assert!(matches!(
+            link.call().receive(&hello(&NONCE, MAJOR)),
+            Err(CallError::Nonce)
+        ));
+        let mut again = link.call();
+        assert!(again.receive(&hello(&RENEWED, MAJOR)).unwrap().is_empty());
+        // It has resumed already.
+        assert!(again.receive(&resumed(1)).is_err());
+    }
+
+    #[test]
+    fn a_restored_agent_whose_call_breaks_off_is_told_again() {
+        let link = restored_link();
+        for secret in [NONCE, NONCE, RENEWED] {
+            let told = link.call().receive(&hello(&secret, MAJOR)).unwrap();
+            assert!(matches!(message(&told), Some(Message::Restored(_))));
+            assert!(!link.is_ready());
+        }
+        let mut call = link.call();
+        call.receive(&hello(&RENEWED, MAJOR)).unwrap();
+        call.receive(&resumed(1)).unwrap();
+        assert!(link.is_ready());
+    }
+
+    #[test]
+    fn only_the_generation_that_was_told_makes_ready() {
+        let link = restored_link();
+        for secret in [&[8; 16][..], b""] {
+            assert!(matches!(
+                link.call().receive(&hello(secret, MAJOR)),
+                Err(CallError::Nonce)
+            ));
+        }
+        assert!(matches!(
+            link.call().receive(&resumed(1)),
+            Err(CallError::NoHello)
+        ));
+        let mut call = link.call();
+        call.receive(&hello(&NONCE, MAJOR)).unwrap();
+        assert!(matches!(
+            call.receive(&resumed(2)),
+            Err(CallError::Generation)
+        ));
+        assert!(!link.is_ready());
+        assert_eq!(link.nonce().bytes(), &NONCE);
+    }
+
+    #[test]
+    fn a_guest_that_booted_cannot_resume() {
+        let link = link();
+        let mut call = link.call();
+        call.receive(&hello(&NONCE, MAJOR)).unwrap();
+        assert!(matches!(
+            call.receive(&resumed(1)),
+            Err(CallError::Unexpected(81))
+        ));
     }
 }

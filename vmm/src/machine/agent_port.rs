@@ -38,7 +38,10 @@ impl HostPort for AgentPort {
             return;
         };
         let over = match call.receive(data) {
-            Ok(()) => call.is_over(),
+            Ok(answer) => {
+                out.send(&answer);
+                call.is_over()
+            }
             // The link remembers why.
             Err(_) => true,
         };
