@@ -10,6 +10,7 @@ pub mod environment;
 pub mod measure;
 pub mod metric;
 pub mod models;
+mod name;
 pub mod plan;
 pub mod progress;
 pub mod report;

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::find;
+
 /// A measurement of the comparison; some yield more than one [`Metric`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Measurement {
@@ -61,16 +63,7 @@ impl fmt::Display for Measurement {
 impl FromStr for Measurement {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|known| known.name() == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = Self::ALL.iter().map(|known| known.name()).collect();
-                format!(
-                    "there is no measurement {name:?}; there are {}",
-                    known.join(", ")
-                )
-            })
+        find("measurement", &Self::ALL, Self::name, name)
     }
 }
 

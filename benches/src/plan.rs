@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::environment::HostKind;
 use crate::metric::{Measurement, Metric};
 use crate::models::{InstanceLimits, ModelId};
+use crate::name::find;
 use crate::stats::Random;
 
 /// Blocks from which a verdict is possible at all: a paired permutation test
@@ -25,25 +26,27 @@ pub enum Profile {
     Full,
 }
 
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Profile {
+    const ALL: [Self; 2] = [Self::Quick, Self::Full];
+
+    fn name(self) -> &'static str {
+        match self {
             Self::Quick => "quick",
             Self::Full => "full",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
 impl FromStr for Profile {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "quick" => Ok(Self::Quick),
-            "full" => Ok(Self::Full),
-            _ => Err(format!(
-                "there is no profile {name:?}; there are quick, full"
-            )),
-        }
+        find("profile", &Self::ALL, Self::name, name)
     }
 }
 

@@ -233,10 +233,7 @@ pub(crate) fn samples() -> Vec<Sample> {
                     sequence: samples.len() as u64,
                     block: index as u32 + 1,
                     position: position as u32,
-                    model: visit.model,
-                    metric,
                     value: Some(300.0 * factor * noise),
-                    validity: Validity::Valid,
                     at_unix_ms: 1_700_000_000_000,
                     outside: Some(Outside {
                         whole_ns: 5,
@@ -247,7 +244,7 @@ pub(crate) fn samples() -> Vec<Sample> {
                     waterfall: waterfall(visit.model, metric, noise),
                     density: density(metric, factor),
                     shared_bytes: (metric == Metric::DensityMem).then_some(5 << 20),
-                    remarks: Vec::new(),
+                    ..Sample::blank(visit.model, metric)
                 });
             }
         }

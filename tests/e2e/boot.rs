@@ -145,3 +145,45 @@ fn a_name_in_use_is_refused_and_an_unknown_one_is_not_found() {
         .run()
         .fails(1, &["nobody", "insula guest list"]);
 }
+
+#[test]
+fn a_profile_says_where_a_boot_and_a_moment_go() {
+    let guest = GuestName::new("profile");
+    guest.start(&["--profile"]).ok();
+    let profile = |args: &[&str]| {
+        Invocation::new(insula())
+            .args(["guest", "profile", guest.as_str()])
+            .args(args)
+            .run()
+    };
+    for (span, args) in [
+        ("boot", ["--boot", "--json"].as_slice()),
+        ("now", &["--seconds", "1", "--json"]),
+    ] {
+        let report = json(&profile(args).ok());
+        assert_eq!(report["span"], span, "{report}");
+        assert_eq!(report["vcpus"], 1, "{report}");
+        let samples = report["samples"].as_u64().unwrap();
+        assert!(samples > 0, "{report}");
+        // Every sample is some function's, and the functions are the kernel's.
+        let functions = report["functions"].as_array().unwrap();
+        let of_functions: u64 = functions
+            .iter()
+            .map(|entry| entry["samples"].as_u64().unwrap())
+            .sum();
+        assert_eq!(of_functions, samples, "{report}");
+    }
+    let table = profile(&["--boot", "--top", "3"]).ok();
+    assert!(
+        table.contains("SHARE") && table.contains("functions more"),
+        "{table}"
+    );
+
+    // A boot that nobody sampled is not made up.
+    let plain = GuestName::new("unprofiled");
+    plain.start(&[]).ok();
+    Invocation::new(insula())
+        .args(["guest", "profile", plain.as_str(), "--boot"])
+        .run()
+        .fails(1, &[plain.as_str(), "--profile"]);
+}

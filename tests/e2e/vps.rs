@@ -72,6 +72,10 @@ fn a_reboot_from_inside_comes_back_and_a_halt_stays_down() {
             .and_then(|word| word.parse::<f64>().ok())
             .unwrap()
     };
+    let note = || {
+        let cat = ["web", "--", "cat", "/root/note"];
+        guest.vps("exec").args(cat).run().ok()
+    };
     let neighbour_uptime = uptime("db");
     guest
         .vps("exec")
@@ -86,14 +90,7 @@ fn a_reboot_from_inside_comes_back_and_a_halt_stays_down() {
         (web["boot_count"] == 2 && web["state"] == "running").then_some(web)
     });
     assert_eq!(web["last_exit"], "reboot", "{web}");
-    assert_eq!(
-        guest
-            .vps("exec")
-            .args(["web", "--", "cat", "/root/note"])
-            .run()
-            .ok(),
-        "kept"
-    );
+    assert_eq!(note(), "kept");
 
     guest.vps("exec").args(["web", "--", "poweroff"]).run();
     eventually("web is down", || {
@@ -114,14 +111,7 @@ fn a_reboot_from_inside_comes_back_and_a_halt_stays_down() {
 
     // Down is not gone.
     guest.vps("start").args(["web"]).run().ok();
-    assert_eq!(
-        guest
-            .vps("exec")
-            .args(["web", "--", "cat", "/root/note"])
-            .run()
-            .ok(),
-        "kept"
-    );
+    assert_eq!(note(), "kept");
 }
 
 #[test]

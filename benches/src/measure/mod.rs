@@ -27,22 +27,12 @@ impl Place {
     /// A sample of this place without a value yet.
     fn sample(self, metric: Metric) -> Sample {
         Sample {
-            sequence: 0, // given when it is recorded
             block: self.block,
             position: self.position,
-            model: self.model,
-            metric,
-            value: None,
-            validity: Validity::Valid,
             at_unix_ms: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
-            outside: None,
-            inside_value: None,
-            waterfall: None,
-            density: Vec::new(),
-            shared_bytes: None,
-            remarks: Vec::new(),
+            ..Sample::blank(self.model, metric)
         }
     }
 

@@ -9,22 +9,24 @@ use std::time::{Duration, Instant};
 
 use guest_agent::client::{Client, Endpoint};
 
+use super::partitioned::{Carrier, PartitionedModel};
 use super::vps::Agent;
-use super::{Conditions, Execution, Images, Instance, InstanceLimits, Model, ModelError, ModelId};
+use super::{Conditions, Images, ModelError, ModelId};
 
 /// How long the agent may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// VPSs on the host.
-pub struct HostVpsModel {
+pub type HostVpsModel = PartitionedModel<HostAgent>;
+
+/// What starts the agent on the host.
+pub struct HostAgent {
     images: Images,
-    service: Option<Service>,
 }
 
-/// A running agent with its files.
-struct Service {
-    // Dropped in this order: the connection, the process, the files.
-    agent: Agent,
+/// The agent's process and its files.
+pub struct Service {
+    // Dropped in this order.
     _process: Process,
     _directory: tempfile::TempDir,
 }
@@ -54,13 +56,26 @@ impl Drop for Process {
 impl HostVpsModel {
     /// With these images.
     pub fn new(images: Images) -> Self {
-        Self {
-            images,
-            service: None,
+        Self::on(HostAgent { images })
+    }
+}
+
+impl Carrier for HostAgent {
+    type Up = Service;
+
+    const MODEL: ModelId = ModelId::HostVps;
+
+    fn conditions(&self) -> Conditions {
+        Conditions {
+            model: Self::MODEL,
+            kernel: super::host_kernel(),
+            limits: super::limits_in_words("memory, CPU and processes by cgroup"),
+            image: self.images.in_words(),
+            shares: "the host's kernel, one agent".into(),
         }
     }
 
-    fn start(&self) -> Result<Service, ModelError> {
+    fn bring_up(&mut self) -> Result<(Agent, Service), ModelError> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| ModelError::host(doing, path, source)
@@ -105,66 +120,22 @@ impl HostVpsModel {
             child,
             endpoint: endpoint.clone(),
         };
-        let agent = Agent::connect(
-            ModelId::HostVps,
-            endpoint,
-            self.images.template_name.clone(),
-        )
-        .map_err(|error| {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            let last = said.lines().last().unwrap_or("nothing").to_owned();
-            let source = std::io::Error::other(format!("{error}; the agent said: {last}"));
-            ModelError::host("use", &self.images.agent, source)
-        })?;
-        Ok(Service {
-            agent,
+        let agent = Agent::connect(Self::MODEL, endpoint, self.images.template_name.clone())
+            .map_err(|error| {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                let last = said.lines().last().unwrap_or("nothing").to_owned();
+                let source = std::io::Error::other(format!("{error}; the agent said: {last}"));
+                ModelError::host("use", &self.images.agent, source)
+            })?;
+        let service = Service {
             _process: process,
             _directory: directory,
-        })
-    }
-
-    fn agent(&mut self) -> Result<&mut Agent, ModelError> {
-        let service = match self.service.take() {
-            Some(service) => service,
-            None => self.start()?,
         };
-        Ok(&mut self.service.insert(service).agent)
-    }
-}
-
-impl Model for HostVpsModel {
-    fn id(&self) -> ModelId {
-        ModelId::HostVps
+        Ok((agent, service))
     }
 
-    fn conditions(&self) -> Conditions {
-        Conditions {
-            model: ModelId::HostVps,
-            kernel: super::host_kernel(),
-            limits: super::limits_in_words("memory, CPU and processes by cgroup"),
-            image: self.images.in_words(),
-            shares: "the host's kernel, one agent".into(),
-        }
-    }
-
-    fn open(&mut self) -> Result<(), ModelError> {
-        self.agent().map(drop)
-    }
-
-    fn close(&mut self) -> Result<(), ModelError> {
-        self.service = None;
+    fn take_down(&mut self, service: Service) -> Result<(), ModelError> {
+        drop(service);
         Ok(())
-    }
-
-    fn launch(&mut self, limits: &InstanceLimits) -> Result<Box<dyn Instance>, ModelError> {
-        self.agent()?.launch(limits)
-    }
-
-    fn run_once(
-        &mut self,
-        limits: &InstanceLimits,
-        argv: &[&str],
-    ) -> Result<Execution, ModelError> {
-        self.agent()?.run_once(limits, argv)
     }
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::find;
+
 /// An isolation model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,12 +70,6 @@ impl fmt::Display for ModelId {
 impl FromStr for ModelId {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|known| known.name() == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = Self::ALL.iter().map(|known| known.name()).collect();
-                format!("there is no model {name:?}; there are {}", known.join(", "))
-            })
+        find("model", &Self::ALL, Self::name, name)
     }
 }

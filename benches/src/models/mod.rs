@@ -7,9 +7,12 @@
 
 mod clock;
 mod error;
-mod guest;
+mod guest_vps;
 mod host_vps;
 mod id;
+mod launcher;
+mod microvm;
+mod partitioned;
 mod process;
 mod template;
 mod vps;
@@ -20,9 +23,10 @@ use serde::{Deserialize, Serialize};
 
 pub use clock::Clock;
 pub use error::ModelError;
-pub use guest::{GuestVpsModel, MicrovmModel};
+pub use guest_vps::GuestVpsModel;
 pub use host_vps::HostVpsModel;
 pub use id::ModelId;
+pub use microvm::MicrovmModel;
 pub use process::ProcessModel;
 pub use template::Images;
 

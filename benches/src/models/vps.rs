@@ -18,7 +18,7 @@ use crate::result::{Event, Waterfall};
 const GONE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// An agent that makes VPSs of the template.
-pub(super) struct Agent {
+pub struct Agent {
     model: ModelId,
     endpoint: Endpoint,
     template: Name,

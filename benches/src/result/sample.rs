@@ -94,6 +94,26 @@ pub struct DensityPoint {
 }
 
 impl Sample {
+    /// A sample that nothing is known of yet.
+    pub fn blank(model: ModelId, metric: Metric) -> Self {
+        Self {
+            sequence: 0,
+            block: 0,
+            position: 0,
+            model,
+            metric,
+            value: None,
+            validity: Validity::Valid,
+            at_unix_ms: 0,
+            outside: None,
+            inside_value: None,
+            waterfall: None,
+            density: Vec::new(),
+            shared_bytes: None,
+            remarks: Vec::new(),
+        }
+    }
+
     /// The value, if it counts.
     pub fn valid_value(&self) -> Option<f64> {
         match self.validity {
@@ -130,20 +150,8 @@ mod tests {
 
     fn sample(value: Option<f64>) -> Sample {
         Sample {
-            sequence: 1,
-            block: 1,
-            position: 0,
-            model: ModelId::Process,
-            metric: Metric::SysNull,
             value,
-            validity: Validity::Valid,
-            at_unix_ms: 1,
-            outside: None,
-            inside_value: None,
-            waterfall: None,
-            density: Vec::new(),
-            shared_bytes: None,
-            remarks: Vec::new(),
+            ..Sample::blank(ModelId::Process, Metric::SysNull)
         }
     }
 
