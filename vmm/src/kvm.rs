@@ -1,5 +1,7 @@
 //! The host's KVM: opening it, and making sure that it can do what we need.
 
+pub mod plain;
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::FromRawFd;

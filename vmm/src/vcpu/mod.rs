@@ -5,6 +5,7 @@ mod kick;
 mod registers;
 mod run;
 mod sampler;
+pub mod state;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -15,6 +16,7 @@ use crate::kvm::{KvmError, refused};
 pub use kick::Kick;
 pub use run::{Buses, ExitRepair, NoRepair, Repair, Stop, VcpuFailure};
 pub use sampler::{Profile, Sampler};
+pub use state::{StateSupport, VcpuState, VcpuStateError};
 
 /// A virtual processor that is ready to run.
 #[derive(Debug)]
