@@ -31,8 +31,8 @@ pub enum Request {
 
 impl Request {
     /// What a plain `insula image build` makes: all that guests and the comparison
-    /// need. The yardstick is left to those who measure, and the lab to machines
-    /// that need one.
+    /// need. The yardstick is left to those who measure, and the lab and the kernel for
+    /// PVM hosts to machines that need them.
     pub const DEFAULT: [Self; 6] = [
         Self::Kernel(Flavour::Hardware),
         Self::Agent,
@@ -43,8 +43,9 @@ impl Request {
     ];
 
     /// Everything that can be asked for.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Kernel(Flavour::Hardware),
+        Self::Kernel(Flavour::Pvm),
         Self::Kernel(Flavour::Yardstick),
         Self::Agent,
         Self::Initramfs,

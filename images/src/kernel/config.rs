@@ -7,6 +7,7 @@ use super::Flavour;
 const FEATURES: &str = include_str!("../../kernel/features.config");
 const BASE: &str = include_str!("../../kernel/base.config");
 const HARDWARE: &str = include_str!("../../kernel/hardware.config");
+const PVM: &str = include_str!("../../kernel/pvm.config");
 const YARDSTICK: &str = include_str!("../../kernel/yardstick.config");
 
 impl Flavour {
@@ -15,6 +16,7 @@ impl Flavour {
     pub(super) fn fragments(self) -> &'static [&'static str] {
         match self {
             Self::Hardware => &[FEATURES, BASE, HARDWARE],
+            Self::Pvm => &[FEATURES, PVM],
             Self::Yardstick => &[FEATURES, YARDSTICK],
         }
     }
@@ -22,7 +24,7 @@ impl Flavour {
     /// The kernel's own configuration that the fragments are put on.
     pub(super) fn foundation(self) -> Foundation {
         match self {
-            Self::Hardware => Foundation::Nothing,
+            Self::Hardware | Self::Pvm => Foundation::Nothing,
             Self::Yardstick => Foundation::Defaults(&["x86_64_defconfig", "kvm_guest.config"]),
         }
     }
