@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::starts;
+
 /// Longest time that a command may take: generous, because the first one
 /// may build a kernel.
 const PATIENCE: Duration = Duration::from_mins(20);
@@ -31,10 +33,12 @@ pub struct Finished {
 }
 
 impl Invocation {
-    /// A run of `program`.
+    /// A run of `program`; what guests it starts is counted.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.env(starts::ENV, starts::log());
         Self {
-            command: Command::new(program),
+            command,
             stdin: Vec::new(),
         }
     }

@@ -9,9 +9,11 @@
 // A test that can't go on says so by a panic.
 #![allow(clippy::panic)]
 
+mod at_exit;
 mod command;
 mod host;
 mod program;
+mod starts;
 
 pub use command::{Finished, Invocation};
 pub use host::{Footprint, GuestName, footprint, host, in_lab, json};

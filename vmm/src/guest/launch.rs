@@ -19,6 +19,7 @@ use super::rundir::GuestDir;
 use super::running::{Guest, release};
 use super::spawn::{find_vmm, spawn};
 use super::spec::{Drive, GuestSpec};
+use super::starts_log::{self, StartKind};
 use super::status::GuestRecord;
 use crate::config::{
     BootArgs, BootNonce, BootSource, ConsoleConfig, DriveConfig, Drives, GuestCid, HugePages,
@@ -68,9 +69,11 @@ impl Reservation {
                 name: self.dir.name().clone(),
             });
         };
+        let requested = Instant::now();
         let started = start(&self.dir, &lock, spec, interrupt);
-        if started.is_err() {
-            self.lock = Some(lock); // so that dropping us removes the directory
+        match &started {
+            Ok(_) => starts_log::note(self.dir.name(), StartKind::Cold, requested.elapsed()),
+            Err(_) => self.lock = Some(lock), // so that dropping us removes the directory
         }
         started
     }

@@ -31,6 +31,7 @@ mod running;
 mod size;
 mod spawn;
 mod spec;
+mod starts_log;
 mod status;
 mod symbols;
 
@@ -41,6 +42,7 @@ pub use running::Guest;
 pub use size::{ParseSizeError, Size};
 pub use spawn::{VMM_ENV, find_vmm};
 pub use spec::{Drive, GuestSpec};
+pub use starts_log::{STARTS_LOG_ENV, StartKind, StartRecord};
 pub use status::{GuestRecord, GuestState, GuestStatus};
 pub use symbols::{Symbols, SymbolsError};
 

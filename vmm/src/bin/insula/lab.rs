@@ -1,11 +1,14 @@
 //! `insula lab`, and running commands in the lab for others.
 
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use images::lab::{self, Command, Lab, LabConfig, LabError, Payload, Status};
 use images::{Cache, Request, Store};
 use serde_json::json;
+use vmm::guest::STARTS_LOG_ENV;
 
 use crate::cli::LabCommand;
 use crate::companions;
@@ -14,6 +17,8 @@ use crate::output::{Output, table};
 
 /// Variables that are carried into the lab.
 const CARRIED: [&str; 2] = ["INSULA_GUEST", "RUST_BACKTRACE"];
+/// How long it may take there to show a small file.
+const CHORE: Duration = Duration::from_secs(30);
 
 /// Runs an `insula lab` command.
 pub(crate) fn main(command: &LabCommand, output: &Output) -> Outcome {
@@ -99,7 +104,27 @@ fn run(lab: &Lab, argv: Vec<String>) -> Outcome {
         }
     }
     command.terminal = true; // when we have one
-    Ok(lab.run(&command)?)
+    let Some(log) = std::env::var_os(STARTS_LOG_ENV).filter(|path| !path.is_empty()) else {
+        return Ok(lab.run(&command)?);
+    };
+    let inside = format!("/run/insula-starts-{}", std::process::id());
+    let code = lab.run(&command.env(STARTS_LOG_ENV, &inside))?;
+    bring_starts(lab, &inside, Path::new(&log));
+    Ok(code)
+}
+
+/// Adds the starts that a command noted in the lab to the log here; what
+/// cannot be brought is lost, since a command does not fail for a statistic.
+fn bring_starts(lab: &Lab, inside: &str, log: &Path) {
+    const SCRIPT: &str = "if [ -e \"$0\" ]; then cat \"$0\"; rm \"$0\"; fi";
+    let Ok(lines) = lab.capture(&Command::new(["sh", "-c", SCRIPT, inside]), b"", CHORE) else {
+        return;
+    };
+    let _ = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .and_then(|mut file| file.write_all(&lines.stdout));
 }
 
 fn status_of(icount: bool) -> Result<Option<Status>, Failure> {
