@@ -129,6 +129,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
 fn serve(options: Options) -> Result<(), String> {
     let listeners = listen(&options)?;
     let own_cgroup = options.cgroup.is_none().then(|| default_cgroup(&options));
+    let disk = options.state.clone();
     let (machine, supervisor) = partition(options);
     match &supervisor {
         Err(why) if why.code != Code::Unsupported => {
@@ -141,6 +142,8 @@ fn serve(options: Options) -> Result<(), String> {
         host: None,
         supervisor,
         machine,
+        sessions: None,
+        disk,
         protected: false,
     })
     .map_err(|e| format!("cannot wait for events: {e}"))?;
@@ -151,7 +154,7 @@ fn serve(options: Options) -> Result<(), String> {
         // It is not there when there were no VPSs.
         let _ = remove_cgroups(&cgroup);
     }
-    served.map_err(|e| format!("cannot wait for events: {e}"))
+    served.map_err(|e| e.to_string())
 }
 
 fn listen(options: &Options) -> Result<Vec<Listener>, String> {

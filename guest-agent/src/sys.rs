@@ -125,6 +125,42 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     checked(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Mixes `bytes`, each bit of which is worth a bit, into the kernel's pool of
+/// entropy; `random` is `/dev/random`.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn add_entropy(random: impl AsFd, bytes: &[u8; 64]) -> Result<(), Errno> {
+    /// `struct rand_pool_info`.
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; 64],
+    }
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+    let info = PoolInfo {
+        entropy_count: 8 * bytes.len() as libc::c_int,
+        buf_size: bytes.len() as libc::c_int,
+        buf: *bytes,
+    };
+    // SAFETY: `info` is a `rand_pool_info` whose `buf_size` bytes follow it;
+    // the kernel only reads it, during the call.
+    checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, &raw const info) })
+        .map(drop)
+}
+
+/// Makes the kernel draw new keys from its pool for all random numbers that
+/// follow, those of other processors and of processes included.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn reseed(random: impl AsFd) -> Result<(), Errno> {
+    const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+    // SAFETY: no pointers.
+    checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
+}
+
 /// A vsock stream socket, non-blocking.
 fn vsock_socket() -> Result<OwnedFd, Errno> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

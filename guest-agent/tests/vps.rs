@@ -463,3 +463,98 @@ fn devices_other_than_its_own_stay_shut_even_to_the_machines_root() {
     let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8(shell.stdout).unwrap(), "null\nmade\n");
 }
+
+/// The lines that `web` has written, one every 10 ms.
+fn beats(service: &Service) -> usize {
+    let path = service.directory.path().join("state/vps/web/upper/beats");
+    fs::read_to_string(path).unwrap_or_default().len()
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_suspended_service_holds_its_vpss_and_they_go_on_where_they_were() {
+    let service = Service::start();
+    let mut beating = spec("web");
+    // In a cgroup below its own, too.
+    let script = "mkdir /sys/fs/cgroup/deep && echo $$ > /sys/fs/cgroup/deep/cgroup.procs; \
+                  while :; do echo >> /beats; usleep 10000; done";
+    beating.init = Init::Command(["sh", "-c", script].map(str::to_owned).to_vec());
+    service.up(beating);
+    eventually("a beat", || beats(&service) > 0);
+
+    let mut events = service.client().subscribe(0);
+    service.client().suspend().unwrap();
+    assert_eq!(service.client().info().unwrap().suspended, Some(true));
+    let held = beats(&service);
+    // As long as many beats.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(beats(&service), held);
+    for refused in [
+        service.client().vps_create(spec("db")).unwrap_err(),
+        service
+            .client()
+            .exec(in_vps("web", "true"))
+            .capture(b"", LONG)
+            .unwrap_err(),
+    ] {
+        assert_eq!(refused.code(), Some(Code::State), "{refused}");
+    }
+
+    service.client().resume().unwrap();
+    assert_eq!(service.client().info().unwrap().suspended, Some(false));
+    eventually("more beats", || beats(&service) > held);
+    let info = service.client().vps_get(&name("web")).unwrap();
+    assert_eq!((info.state, info.boot_count), (VpsState::Running, 1));
+    let mut seen = Vec::new();
+    while seen.last() != Some(&EventKind::Resumed) {
+        seen.push(events.next(Some(LONG)).unwrap().kind);
+    }
+    assert_eq!(
+        seen[seen.len() - 2..],
+        [EventKind::Suspended, EventKind::Resumed]
+    );
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn what_is_suspended_can_be_killed_and_restarts_afterwards() {
+    let service = Service::start();
+    for vps in ["web", "db", "mail"] {
+        service.up(spec(vps));
+    }
+    service.client().suspend().unwrap();
+    let info = service
+        .client()
+        .vps_stop(&name("web"), Duration::ZERO)
+        .unwrap();
+    assert_eq!(info.state, VpsState::Stopped);
+    let refused = service.client().vps_start(&name("web")).unwrap_err();
+    assert_eq!(refused.code(), Some(Code::State));
+    service.client().vps_destroy(&name("mail"), true).unwrap();
+
+    // Killed now, and back when everything goes on.
+    let mut client = service.client();
+    let restart =
+        std::thread::spawn(move || client.vps_restart(&name("db"), Duration::ZERO).unwrap());
+    eventually("the end of db", || {
+        let info = service.client().vps_get(&name("db")).unwrap();
+        info.state == VpsState::Stopped && info.last_exit.is_some()
+    });
+    service.client().resume().unwrap();
+    let info = restart.join().unwrap();
+    assert_eq!((info.state, info.boot_count), (VpsState::Running, 2));
+    assert_eq!(service.sh("db", "echo again").stdout, b"again\n");
+    service.client().vps_start(&name("web")).unwrap();
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_suspension_that_nobody_ends_ends() {
+    let service = Service::start();
+    service.up(spec("web"));
+    service.client().suspend().unwrap();
+    eventually("the resumption", || {
+        service.client().info().unwrap().suspended == Some(false)
+    });
+    assert_eq!(service.sh("web", "echo on").stdout, b"on\n");
+}

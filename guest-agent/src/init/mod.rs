@@ -1,5 +1,6 @@
 //! PID 1 of a guest: from the kernel's hands to readiness, and back.
 
+mod identity;
 mod mounts;
 mod power;
 mod sysctl;
@@ -14,13 +15,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 use rustix::net::{SendFlags, send};
-use rustix::time::{ClockId, clock_settime};
 
-use crate::machine::{Machine, MachineOverlay};
+use crate::machine::{Machine, MachineOverlay, SessionCgroup};
 use crate::protocol::{
     AGENT_PORT, BOOT_CONFIG_PATH, BootConfig, Code, DiskRole, Frame, GoodbyeReason, HOST_PORT, Name,
 };
-use crate::server::{Agent, Listener, Setup, failure, hello, log};
+use crate::server::{Agent, HostLine, Listener, Setup, Ways, failure, hello, log};
 use crate::supervisor::{Supervisor, Templates};
 use crate::sys;
 use crate::vps::{EngineConfig, TemplateSource, leave_initramfs};
@@ -29,6 +29,8 @@ use crate::vps::{EngineConfig, TemplateSource, leave_initramfs};
 const CALL_SECONDS: i64 = 10;
 /// Where VPSs' cgroups are.
 const VPS_CGROUP: &str = "/sys/fs/cgroup/vps";
+/// Where the cgroup of processes outside of VPSs is.
+const SESSION_CGROUP: &str = "/sys/fs/cgroup/machine";
 /// Where templates are mounted.
 const TEMPLATE_MOUNTS: &str = "/run/insula/templates";
 /// The agent is killed last when memory runs out.
@@ -59,13 +61,14 @@ fn live(line: &mut Option<OwnedFd>) -> Result<(), String> {
 
     sysctl::apply();
     // None of these keeps the guest from being of use.
-    if let Err(e) = rustix::system::sethostname(boot.hostname.as_str().as_bytes()) {
-        log(&format!("cannot set the host name: {e}"));
-    }
+    identity::set_name(&boot.hostname);
     if let Err(e) = sys::loopback_up() {
         log(&format!("cannot bring the loopback interface up: {e}"));
     }
-    set_clock(boot.wall_clock_ns);
+    if boot.wall_clock_ns != 0 {
+        let since = crate::server::timers::now();
+        identity::set_clock(boot.wall_clock_ns.saturating_add(since));
+    }
     if let Err(e) = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
         log(&format!("cannot set the agent's oom_score_adj: {e}"));
     }
@@ -82,7 +85,7 @@ fn live(line: &mut Option<OwnedFd>) -> Result<(), String> {
         mount_dir: TEMPLATE_MOUNTS.into(),
     };
     let config = EngineConfig {
-        state_dir: data,
+        state_dir: data.clone(),
         cgroup_root: VPS_CGROUP.into(),
         oom_score_adj: Some(0),
     };
@@ -105,18 +108,28 @@ fn live(line: &mut Option<OwnedFd>) -> Result<(), String> {
     }
     let mut agent = Agent::new(Setup {
         listeners: vec![listener],
-        host: line.take(),
+        host: line
+            .take()
+            .map(|line| HostLine::new(line, boot.nonce, ways())),
         supervisor,
         machine,
+        sessions: Some(SessionCgroup::new(SESSION_CGROUP.into())),
+        disk: data,
         protected: true,
     })
     .map_err(|e| format!("cannot wait for events: {e}"))?;
     agent.autostart();
-    let served = agent
-        .run()
-        .map_err(|e| format!("cannot wait for events: {e}"));
+    let served = agent.run().map_err(|e| e.to_string());
     *line = agent.into_host();
     served
+}
+
+/// What the agent's call to the host needs of a guest.
+fn ways() -> Ways {
+    Ways {
+        dial: Box::new(|| sys::vsock_dial(sys::VSOCK_HOST, HOST_PORT)),
+        assume: Box::new(identity::assume),
+    }
 }
 
 fn read_boot_config() -> Result<BootConfig, String> {
@@ -174,21 +187,6 @@ impl Disks {
             },
             None,
         ))
-    }
-}
-
-/// Sets the wall clock from what the host's was, plus the time since boot.
-fn set_clock(wall_clock_ns: u64) {
-    if wall_clock_ns == 0 {
-        return;
-    }
-    let now = wall_clock_ns.saturating_add(crate::server::timers::now());
-    let time = Timespec {
-        tv_sec: (now / 1_000_000_000) as i64,
-        tv_nsec: (now % 1_000_000_000) as i64,
-    };
-    if let Err(e) = clock_settime(ClockId::Realtime, time) {
-        log(&format!("cannot set the clock: {e}"));
     }
 }
 

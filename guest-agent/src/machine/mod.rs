@@ -1,6 +1,7 @@
 //! Processes outside of all VPSs: on the host that the agent serves, or in
 //! the root of a microVM.
 
+mod cgroup;
 mod overlay;
 mod spawn;
 
@@ -11,8 +12,9 @@ use rustix::io::Errno;
 
 use crate::protocol::Failure;
 
+pub use cgroup::SessionCgroup;
 pub use overlay::MachineOverlay;
-pub use spawn::spawn;
+pub use spawn::{Place, spawn};
 
 /// The root file system that machine sessions run in, where it is not the
 /// agent's own.

@@ -86,13 +86,18 @@ impl Agent {
         let answer = match frame.message {
             Message::Ping => Ok(Some(Message::Done)),
             Message::GetInfo => Ok(Some(Message::Info(self.facts()))),
+            Message::Suspend => self.suspend(waiter).map(|()| None),
+            Message::Resume => {
+                self.todo.extend(self.suspension.resume(Some(waiter)));
+                Ok(None)
+            }
             Message::PowerOff => {
                 self.end();
                 Ok(Some(Message::Done))
             }
-            Message::VpsCreate(spec) => {
-                one(self.partitioned().and_then(|all| all.create(spec, None)))
-            }
+            Message::VpsCreate(spec) => one(self
+                .refuse_while_held()
+                .and_then(|()| self.partitioned()?.create(spec, None))),
             Message::VpsStart(named) => {
                 one(self.partitioned().and_then(|all| all.start(&named.name)))
             }

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::Agent;
 use super::timers::{MS, now};
+use super::{Agent, HostLine};
 use crate::protocol::Info;
 use crate::supervisor::Supervisor;
 
@@ -32,8 +32,8 @@ impl Agent {
                 .as_ref()
                 .map_or_else(|_| Vec::new(), Supervisor::template_names),
             vps_count: self.supervisor.as_ref().map_or(0, Supervisor::count) as u32,
-            generation: None,
-            suspended: None,
+            generation: self.host.as_ref().and_then(HostLine::generation),
+            suspended: Some(!self.suspension.is_over()),
         }
     }
 }

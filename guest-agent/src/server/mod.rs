@@ -12,30 +12,37 @@ mod effects;
 mod events;
 mod facts;
 mod files;
+mod holding;
+mod host_line;
 mod listener;
 mod outbox;
 mod poller;
 mod process;
 mod reaper;
 mod sessions;
+mod suspension;
 pub(crate) mod timers;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use thiserror::Error;
 
 use self::connection::{Arrival, Connection, Stage};
 use self::events::EventLog;
+use self::holding::Held;
+pub use self::host_line::{Assume, HostLine, Ways};
 pub use self::listener::Listener;
 use self::poller::{Poller, Token};
 use self::process::Progress;
+use self::suspension::{Step, Suspension};
 use self::timers::{Due, MS, Timers, now};
-use crate::machine::{Machine, MachineRoot};
+use crate::machine::{Machine, MachineRoot, SessionCgroup};
 use crate::protocol::{CHUNK, Failure, Message, Name};
 use crate::supervisor::Supervisor;
 use crate::sys;
@@ -60,13 +67,28 @@ pub struct Setup {
     /// Where clients call.
     pub listeners: Vec<Listener>,
     /// The agent's own call to the host, kept open.
-    pub host: Option<OwnedFd>,
+    pub host: Option<HostLine>,
     /// The VPSs; or why there can be none here.
     pub supervisor: Result<Supervisor, Failure>,
     /// Where sessions outside of VPSs run.
     pub machine: Machine,
+    /// The cgroup of those; `None`: they share the agent's, and cannot be held.
+    pub sessions: Option<SessionCgroup>,
+    /// A directory of the file system that is written out for a snapshot.
+    pub disk: Option<PathBuf>,
     /// The agent is spared by the OOM killer and its children are not to be.
     pub protected: bool,
+}
+
+/// Why the agent could not go on serving.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The kernel does not say what happens.
+    #[error("cannot wait for events: {0}")]
+    Wait(#[from] Errno),
+    /// A copy of a guest could not be made a machine of its own.
+    #[error("{0}")]
+    Restore(String),
 }
 
 /// What a child process is to the agent.
@@ -76,6 +98,8 @@ enum Child {
     Session(u32),
     /// The init of that VPS.
     Init(Name),
+    /// Writes the disk out, for the so-manyth time.
+    WriteOut(u32),
 }
 
 /// The agent.
@@ -84,7 +108,7 @@ pub struct Agent {
     poller: Poller,
     signals: OwnedFd,
     listeners: Vec<(Listener, EventFlags)>,
-    host: Option<OwnedFd>,
+    host: Option<HostLine>,
     connections: BTreeMap<u32, Connection>,
     next_connection: u32,
     children: BTreeMap<i32, Child>,
@@ -92,8 +116,19 @@ pub struct Agent {
     events: EventLog,
     supervisor: Result<Supervisor, Failure>,
     machine: Machine,
+    sessions: Option<SessionCgroup>,
+    disk: Option<PathBuf>,
     protected: bool,
     scratch: Vec<u8>,
+    suspension: Suspension,
+    /// When the timer for that is set.
+    suspension_due: Option<u64>,
+    /// What is to be done for it.
+    todo: Vec<Step>,
+    held: Vec<Held>,
+    write_outs: u32,
+    /// Why this copy of a guest must not go on.
+    failed: Option<String>,
     /// When the agent ends at the latest, once it was told to.
     ending: Option<u64>,
 }
@@ -116,10 +151,6 @@ impl Agent {
         let poller = Poller::new()?;
         let mut unregistered = EventFlags::empty();
         poller.set(&signals, Token::Signals, &mut unregistered, EventFlags::IN)?;
-        if let Some(host) = &setup.host {
-            let mut unregistered = EventFlags::empty();
-            poller.set(host, Token::Host, &mut unregistered, EventFlags::IN)?;
-        }
         if let Some(memory) = setup
             .supervisor
             .as_ref()
@@ -145,10 +176,21 @@ impl Agent {
             events: EventLog::default(),
             supervisor: setup.supervisor,
             machine: setup.machine,
+            sessions: setup.sessions,
+            disk: setup.disk,
             protected: setup.protected,
             scratch: Vec::new(),
+            suspension: Suspension::default(),
+            suspension_due: None,
+            todo: Vec::new(),
+            held: Vec::new(),
+            write_outs: 0,
+            failed: None,
             ending: None,
         };
+        if let Some(host) = &mut agent.host {
+            host.watch(&agent.poller)?;
+        }
         agent.listen();
         Ok(agent)
     }
@@ -166,10 +208,13 @@ impl Agent {
     /// Serves until told to end; then all VPSs are down.
     ///
     /// # Errors
-    /// The kernel refuses to say what happens.
-    pub fn run(&mut self) -> io::Result<()> {
+    /// A [`ServeError`]; the agent has to end, whatever runs.
+    pub fn run(&mut self) -> Result<(), ServeError> {
         let mut ready = Vec::new();
         loop {
+            if let Some(why) = self.failed.take() {
+                return Err(ServeError::Restore(why));
+            }
             if self.is_over() {
                 return Ok(());
             }
@@ -187,7 +232,7 @@ impl Agent {
 
     /// The connection to the host, for the agent's last words.
     pub fn into_host(self) -> Option<OwnedFd> {
-        self.host
+        self.host.and_then(HostLine::into_socket)
     }
 
     /// A panic ends what it was about and not the agent: the connection that
@@ -217,6 +262,8 @@ impl Agent {
         }
         let deadline = now() + u64::from(STOP_TIMEOUT_MS) * MS + LAST_WAIT;
         self.ending = Some(deadline);
+        // Those that are held could not end.
+        self.todo.extend(self.suspension.resume(None));
         self.timers.set(deadline, Due::Closing(0));
         if let Ok(supervisor) = &mut self.supervisor {
             supervisor.stop_all(STOP_TIMEOUT_MS);
@@ -245,28 +292,15 @@ impl Agent {
             Token::Socket(id) => self.on_socket(id, flags),
             Token::Stream(id, which) => self.on_stream(id, which),
             Token::Console(number) => self.on_console(number),
+            Token::Held(_) => {
+                self.look_at_held();
+                self.carry_out();
+            }
             Token::Memory => {
                 if let Ok(supervisor) = &mut self.supervisor {
                     supervisor.memory_changed();
                 }
                 self.apply_effects();
-            }
-        }
-    }
-
-    /// The host says nothing on the agent's call but that it is gone.
-    fn hear_host(&mut self) {
-        let Some(host) = &self.host else { return };
-        let mut bytes = [0; 256];
-        match rustix::net::recv(host, &mut bytes[..], RecvFlags::DONTWAIT) {
-            Ok((count, _)) if count > 0 => {}
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            _ => {
-                let mut registered = EventFlags::IN;
-                let _ = self
-                    .poller
-                    .set(host, Token::Host, &mut registered, EventFlags::empty());
-                self.host = None;
             }
         }
     }
@@ -319,6 +353,7 @@ impl Agent {
         }
         self.settle(connection);
         self.apply_effects();
+        self.carry_out();
     }
 
     /// Handles all whole frames; false when the connection is to be dropped.
@@ -452,6 +487,12 @@ impl Agent {
                     supervisor.attend(&name);
                 }
                 self.apply_effects();
+            }
+            Due::Dial => self.dial_host(),
+            Due::Suspension => {
+                self.suspension_due = None;
+                self.todo.extend(self.suspension.expire(now()));
+                self.carry_out();
             }
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum Token {
     Console(u32),
     /// The memory of VPSs.
     Memory,
+    /// Processes that are about to be held, by index.
+    Held(u32),
 }
 
 impl Token {
@@ -36,6 +38,7 @@ impl Token {
             Self::Stream(number, which) => (4 + u64::from(which), number),
             Self::Console(number) => (7, number),
             Self::Memory => (8, 0),
+            Self::Held(number) => (9, number),
         };
         kind << 32 | u64::from(number)
     }
@@ -49,7 +52,8 @@ impl Token {
             3 => Self::Socket(number),
             kind @ 4..=6 => Self::Stream(number, (kind - 4) as u8),
             7 => Self::Console(number),
-            _ => Self::Memory,
+            8 => Self::Memory,
+            _ => Self::Held(number),
         }
     }
 }
@@ -135,6 +139,7 @@ mod tests {
             Token::Stream(9, 2),
             Token::Console(1),
             Token::Memory,
+            Token::Held(1),
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -31,6 +31,10 @@ impl Agent {
         for (child, status) in ended {
             match child {
                 Child::Session(id) => self.session_ended(id, exit::from_wait(&status)),
+                Child::WriteOut(number) => {
+                    let errno = status.exit_status().unwrap_or(libc::EIO);
+                    self.written(number, errno);
+                }
                 Child::Init(name) => {
                     if let Ok(supervisor) = &mut self.supervisor {
                         supervisor.ended(&name, exit::of_init(&status));
@@ -39,6 +43,7 @@ impl Agent {
             }
         }
         self.apply_effects();
+        self.carry_out();
     }
 
     /// The process of connection `id`'s session has ended.

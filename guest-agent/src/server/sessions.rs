@@ -5,7 +5,7 @@ use super::files::{Reading, Writing};
 use super::process::{self, Process, pipes};
 use super::timers::{Due, now};
 use super::{Agent, Child, PATIENCE, conclude};
-use crate::machine;
+use crate::machine::{self, SessionCgroup};
 use crate::protocol::{
     CHUNK, Code, Exec, Failure, Message, Name, Run, Started, StdinCredit, Target, frame,
 };
@@ -30,6 +30,12 @@ impl Agent {
     ) -> Result<(), Failure> {
         if self.ending.is_some() {
             return Err(failure(Code::State, "the agent is about to end"));
+        }
+        if matches!(
+            message,
+            Message::Exec(_) | Message::Run(_) | Message::Put(_)
+        ) {
+            self.refuse_while_held()?;
         }
         match message {
             Message::Exec(exec) => self.begin_exec(connection, &exec),
@@ -73,9 +79,15 @@ impl Agent {
         };
         let spawned = match &exec.target {
             Target::Machine => {
-                let protected = self.protected;
-                let root = self.machine_root()?;
-                machine::spawn(root, exec, &io, protected).map_err(|e| engine_failure(&e))?
+                if let Some(sessions) = &mut self.sessions {
+                    sessions.make()?;
+                }
+                let place = machine::Place {
+                    root: self.machine.root()?,
+                    cgroup: self.sessions.as_ref().and_then(SessionCgroup::made),
+                    protected: self.protected,
+                };
+                machine::spawn(&place, exec, &io).map_err(|e| engine_failure(&e))?
             }
             Target::Vps(name) => {
                 let supervisor = self.supervisor.as_ref().map_err(Clone::clone)?;

@@ -24,6 +24,10 @@ pub(crate) enum Due {
     Grace(u32),
     /// A VPS wants attention.
     Vps(Name),
+    /// The agent dials its host again.
+    Dial,
+    /// A suspension has lasted long enough.
+    Suspension,
 }
 
 /// All deadlines, soonest first.
@@ -34,6 +38,11 @@ impl Timers {
     /// `due` at `at`.
     pub(crate) fn set(&mut self, at: u64, due: Due) {
         self.0.insert((at, due));
+    }
+
+    /// Not after all.
+    pub(crate) fn clear(&mut self, at: u64, due: Due) {
+        self.0.remove(&(at, due));
     }
 
     /// Nanoseconds until the next deadline.
@@ -66,5 +75,8 @@ mod tests {
         assert_eq!(timers.pop(30), Some(Due::Closing(2)));
         assert_eq!(timers.pop(30), Some(Due::Grace(1)));
         assert_eq!(timers.pop(30), None);
+        timers.set(40, Due::Dial);
+        timers.clear(40, Due::Dial);
+        assert_eq!(timers.until_next(0), None);
     }
 }

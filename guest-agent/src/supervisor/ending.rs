@@ -252,6 +252,11 @@ impl Supervisor {
                 self.effects
                     .push(Effect::Event(name.clone(), EventKind::Failed(why)));
             }
+            After::Reboot | After::Restart if self.held => {
+                // When it is released.
+                record.clearing = Some((after, 0));
+                return;
+            }
             After::Reboot | After::Restart => {
                 // A failure is in the VPS's state, and in the waiters' answers.
                 let launched = self.launch(name, None);

@@ -19,6 +19,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use self::console::Console;
 pub(crate) use self::console::OpenConsole;
 use self::leftovers::clear_cgroups;
@@ -32,7 +34,7 @@ use crate::protocol::{Code, EventKind, Exit, Failure, Init, Name, Usage, VpsInfo
 use crate::server::failure;
 use crate::server::timers::now;
 use crate::sys;
-use crate::vps::{self, Engine, EngineConfig, Running, Template, Vps};
+use crate::vps::{self, Engine, EngineConfig, Freezer, Running, Template, Vps};
 
 /// Who waits for a VPS to be down, or up again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub struct Supervisor {
     /// Unless the kernel has none to give.
     memory: Option<MemoryWatch>,
     next_console: u32,
+    /// The processes of all VPSs are held: none is started.
+    held: bool,
 }
 
 /// An engine's error as a failure.
@@ -136,6 +140,7 @@ impl Supervisor {
             effects: Vec::new(),
             memory: MemoryWatch::new().ok(),
             next_console: 1,
+            held: false,
         };
         let mut troubles = Vec::new();
         clear_cgroups(&cgroup_root, &mut troubles);
@@ -205,6 +210,30 @@ impl Supervisor {
             .values()
             .filter(|record| record.life.is_up() || record.clearing.is_some())
             .count()
+    }
+
+    /// What holds the processes of all VPSs.
+    pub(crate) fn freezer(&self) -> Result<Freezer, Errno> {
+        self.engine.freezer()
+    }
+
+    /// Starts nothing from now on.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Starts again what is asked for, and first what had to wait.
+    pub(crate) fn release(&mut self) {
+        self.held = false;
+        let waiting: Vec<Name> = self
+            .records
+            .iter()
+            .filter(|(_, record)| record.clearing.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in waiting {
+            self.attend(&name);
+        }
     }
 
     /// Starts all VPSs that are to start with the guest; returns complaints.

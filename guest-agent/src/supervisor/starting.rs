@@ -60,6 +60,16 @@ impl Supervisor {
                 format!("VPS {name} is {state} already"),
             ));
         }
+        if self.held {
+            return Err(failure(
+                Code::State,
+                format!(
+                    "VPS {name} cannot start while the guest is suspended for a snapshot; try \
+                     again when that is over"
+                ),
+            ));
+        }
+        let record = self.record(name)?;
         record.life.forgive();
         self.launch(name, None)?;
         self.effects

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::limits;
-use super::{Error, IdRange, devices};
+use super::{Error, Freezer, IdRange, devices};
 use crate::protocol::{Limits, Usage};
 
 /// Controllers that VPSs get, as far as the kernel has them.
@@ -285,6 +285,11 @@ impl Cgroups {
             Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(()),
             Err(errno) => Err(self.error("kill cgroup", name)(errno)),
         }
+    }
+
+    /// What holds the processes of all VPSs.
+    pub(crate) fn freezer(&self) -> Result<Freezer, Errno> {
+        Freezer::new(&self.root)
     }
 
     /// Removes a VPS's cgroups, those that it made included. `false`: there

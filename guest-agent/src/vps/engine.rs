@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::cgroup::Cgroups;
 use super::files::Files;
 use super::idmap::{Allocator, IdRange};
-use super::{Error, Process, mounts, seccomp};
+use super::{Error, Freezer, Process, mounts, seccomp};
 use crate::protocol::{Terminal, Usage, VpsSpec};
 
 /// Group of terminals, in every distribution.
@@ -200,6 +200,11 @@ impl Engine {
         }
         self.ids.release(vps.ids);
         Ok(())
+    }
+
+    /// What holds the processes of all VPSs.
+    pub(crate) fn freezer(&self) -> Result<Freezer, rustix::io::Errno> {
+        self.cgroups.freezer()
     }
 
     /// Kills every process of a VPS.

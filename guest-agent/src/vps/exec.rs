@@ -79,22 +79,36 @@ impl Engine {
     }
 }
 
-/// Starts a process outside of all VPSs and returns when it has been executed:
-/// in the mount namespace `root`, or the caller's own. The terminal, if it is
-/// to have one, is `slave`.
+/// Where a process outside of all VPSs is started.
+#[derive(Debug)]
+pub(crate) struct Beside<'a> {
+    /// The mount namespace; `None` is the caller's own.
+    pub(crate) root: Option<BorrowedFd<'a>>,
+    /// The cgroup; `None` is the caller's own.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Its `oom_score_adj`; `None` is the caller's own.
+    pub(crate) oom_score_adj: Option<i16>,
+}
+
+/// Starts a process outside of all VPSs and returns when it has been executed.
+/// The terminal, if it is to have one, is `slave`.
 ///
 /// # Errors
 /// As for [`Engine::exec`].
 pub(crate) fn exec_beside(
-    root: Option<BorrowedFd<'_>>,
+    beside: &Beside<'_>,
     exec: &Exec,
     io: &Io<'_>,
     slave: Option<OwnedFd>,
-    oom_score_adj: Option<i16>,
 ) -> Result<Process, Error> {
+    let &Beside {
+        root,
+        cgroup,
+        oom_score_adj,
+    } = beside;
     let place = Place::Machine { root };
     let streams = Streams::new(io, slave);
-    start("the machine", place, None, oom_score_adj, exec, streams)
+    start("the machine", place, cgroup, oom_score_adj, exec, streams)
 }
 
 fn start(

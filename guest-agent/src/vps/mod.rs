@@ -18,6 +18,7 @@ pub mod error;
 pub(crate) mod exec;
 pub mod exit;
 mod files;
+mod freezer;
 mod handshake;
 pub mod idmap;
 mod init;
@@ -38,6 +39,7 @@ mod users;
 
 pub use engine::{Engine, EngineConfig, Io, Running, Start, Vps};
 pub use error::Error;
+pub(crate) use freezer::Freezer;
 pub use idmap::IdRange;
 pub use place::{leave_initramfs, own_mounts};
 pub use process::Process;
