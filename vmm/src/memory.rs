@@ -3,6 +3,11 @@
 mod advice;
 mod dirty;
 pub mod layout;
+mod pages;
+mod resident;
+mod restored;
+mod sparse;
+mod tracking;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -15,6 +20,11 @@ use vm_memory::{
 use crate::config::{HugePages, MemSize};
 
 pub use dirty::{DirtyBitmap, PAGE_SIZE};
+pub use pages::{Extent, PageSet};
+pub use resident::resident_pages;
+pub use restored::{Backing, MemoryFile, RestoreMode, prefetch, restore};
+pub use sparse::DataRuns;
+pub use tracking::DirtyTracking;
 
 /// A guest's memory, mapped into this process.
 pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
@@ -45,6 +55,22 @@ pub enum MemoryError {
         size: u64,
         /// What the system said.
         source: kvm_ioctls::Error,
+    },
+    /// KVM does not say what changed.
+    #[error("KVM refuses to list the changed pages of memory slot {slot}: {source}")]
+    DirtyLog {
+        /// The slot.
+        slot: u32,
+        /// What the system said.
+        source: kvm_ioctls::Error,
+    },
+    /// Memory could not be taken from a snapshot.
+    #[error("cannot {what} the snapshot's memory: {source}")]
+    Restore {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
     },
 }
 
@@ -79,11 +105,16 @@ pub fn expect_filled(memory: &GuestMemory, start: u64, end: u64) {
 /// # Errors
 /// [`MemoryError::Slot`].
 pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
+    register_with(vm, memory, 0)
+}
+
+/// The same with flags for each slot; may be done again with others.
+fn register_with(vm: &VmFd, memory: &GuestMemory, flags: u32) -> Result<(), MemoryError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let address = region.start_addr().0;
         let kvm_region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: address,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -35,3 +35,14 @@ fn advise(region: &impl GuestMemoryRegion, first: u64, last: u64) {
     // changes no content.
     unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
 }
+
+/// Loads `length` bytes from `start` on for reading, or has the host begin to.
+pub(super) fn populate(start: *mut u8, length: usize) {
+    // SAFETY: the caller's range is guest memory, and neither advice changes
+    // any content; one that the host does not know fails.
+    unsafe {
+        if libc::madvise(start.cast(), length, libc::MADV_POPULATE_READ) != 0 {
+            libc::madvise(start.cast(), length, libc::MADV_WILLNEED);
+        }
+    }
+}

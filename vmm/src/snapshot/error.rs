@@ -151,6 +151,15 @@ pub enum SnapshotError {
         /// What is there.
         found: SnapshotId,
     },
+    /// A change would take the place of what it is a change of.
+    #[error(
+        "an incremental snapshot cannot replace {path}, which it is based on: name another \
+         directory, or take a full snapshot", path = path.display()
+    )]
+    ReplacesParent {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Snapshots on top of snapshots, without end.
     #[error(
         "{path} lies on top of more than {limit} other snapshots: take a full one",
@@ -187,10 +196,7 @@ impl SnapshotError {
     }
 
     /// The same for a system call through `rustix`.
-    pub(super) fn errno(
-        what: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(rustix::io::Errno) -> Self {
+    pub(super) fn errno(what: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> Self {
         let failed = Self::io(what, path);
         move |error| failed(error.into())
     }

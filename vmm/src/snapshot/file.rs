@@ -58,7 +58,9 @@ pub fn decode(file: &[u8], path: &Path) -> Result<MachineState, SnapshotError> {
             expected: HEADER as u64,
         });
     };
-    let half = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let half = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
     let word = |at: usize| u64::from(half(at)) | u64::from(half(at + 4)) << 32;
     match half(8) {
         VERSION => {}

@@ -1,12 +1,18 @@
 //! What the state file says: everything of a machine but its memory and disks.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use minicbor::{Decode, Encode};
 
+use super::error::SnapshotError;
 use super::vm::VmState;
+use crate::config::{MemSize, VcpuCount};
 use crate::kvm::plain::BytesList;
 use crate::machine::boot_timer::Spans;
+use crate::memory::{Extent, PAGE_SIZE};
 use crate::vcpu::VcpuState;
-use kvm_bindings::kvm_cpuid_entry2;
 
 /// SHA-256 of something.
 pub type Sha256 = [u8; 32];
@@ -75,19 +81,6 @@ pub struct DeviceState {
     /// What it says of itself.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub bytes: Vec<u8>,
-}
-
-/// A part of guest memory, or of a file that holds it, in bytes; always whole
-/// pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-#[cbor(array)]
-pub struct Extent {
-    /// Where it starts: a guest-physical address or an offset.
-    #[n(0)]
-    pub start: u64,
-    /// How long it is.
-    #[n(1)]
-    pub len: u64,
 }
 
 /// What a snapshot knows of memory. The file holds the ranges one after the
@@ -161,6 +154,14 @@ pub struct DiskFile {
     pub identity: Option<(u64, i64)>,
 }
 
+/// Time of a file's last change, in nanoseconds since 1970.
+pub(super) fn unix_ns(metadata: &Metadata) -> i64 {
+    metadata
+        .mtime()
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(metadata.mtime_nsec())
+}
+
 impl MachineState {
     /// The boot timer's steps as numbers.
     pub fn boot_steps(spans: &Spans) -> Vec<u64> {
@@ -176,4 +177,102 @@ impl MachineState {
         .map(Option::unwrap_or_default)
         .to_vec()
     }
+
+    /// CPUID for its processors.
+    ///
+    /// # Errors
+    /// There are more leaves than KVM takes.
+    pub fn cpuid(&self) -> Result<CpuId, vmm_sys_util::fam::Error> {
+        CpuId::from_entries(&self.cpuid.0)
+    }
+
+    /// Checks that every device is one of `known`: kinds with the newest
+    /// version of their state that can be read.
+    ///
+    /// # Errors
+    /// [`SnapshotError::UnknownDevice`] or [`SnapshotError::NewerDevice`].
+    pub fn check_devices(&self, known: &[(&str, u32)]) -> Result<(), SnapshotError> {
+        for device in &self.devices {
+            let (kind, id) = (device.kind.clone(), device.id.clone());
+            match known.iter().find(|(name, _)| *name == kind) {
+                None => return Err(SnapshotError::UnknownDevice { kind, id }),
+                Some(&(_, known)) if device.version > known => {
+                    return Err(SnapshotError::NewerDevice {
+                        kind,
+                        id,
+                        version: device.version,
+                        known,
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what it says of processors, memory and files can be: everything
+    /// that others rely on without looking again.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let numbers = self.vcpus.iter().map(|vcpu| u64::from(vcpu.id));
+        if VcpuCount::try_from(self.vcpus.len() as u64).is_err()
+            || !numbers.eq(0..self.vcpus.len() as u64)
+        {
+            return Err(format!(
+                "it has {} virtual processors, or not in order",
+                self.vcpus.len()
+            ));
+        }
+        self.memory.check()?;
+        for disk in &self.disks {
+            let is_name = |name: &String| {
+                !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            };
+            if !disk.file.as_ref().is_none_or(is_name)
+                || disk.file.is_some() != disk.content.is_some()
+            {
+                return Err(format!("drive {:?} has no proper file", disk.drive_id));
+            }
+        }
+        Ok(())
+    }
 }
+
+impl MemoryLayer {
+    fn check(&self) -> Result<(), String> {
+        let size = sum_of(&self.ranges, MOST_ADDRESS)?;
+        if size != self.content.size || size == 0 || size > MemSize::MAX.bytes() {
+            return Err(format!(
+                "its memory has {size} bytes, its memory file {}",
+                self.content.size
+            ));
+        }
+        sum_of(&self.changed, size)?;
+        if self.parent.is_none() && !self.changed.is_empty() {
+            return Err("it is a change of nothing".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The sum of parts that are whole pages, in order, apart, and below `limit`.
+fn sum_of(parts: &[Extent], limit: u64) -> Result<u64, String> {
+    let (mut sum, mut last) = (0, 0);
+    for part in parts {
+        let end = part.start.checked_add(part.len).filter(|&end| end <= limit);
+        let is_whole = part.start % PAGE_SIZE == 0 && part.len % PAGE_SIZE == 0 && part.len > 0;
+        match end {
+            Some(end) if is_whole && part.start >= last => last = end,
+            _ => {
+                return Err(format!(
+                    "a part of its memory, {:#x} bytes at {:#x}, cannot be",
+                    part.len, part.start
+                ));
+            }
+        }
+        sum += part.len;
+    }
+    Ok(sum)
+}
+
+/// End of the physical addresses that x86-64 can have.
+const MOST_ADDRESS: u64 = 1 << 52;

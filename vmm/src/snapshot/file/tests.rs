@@ -12,24 +12,39 @@ fn every_way_of_being_wrong_has_its_error() {
     let good = encode(&machine());
     assert_eq!(decoded(&good).unwrap(), machine());
 
-    assert!(matches!(decoded(b"#!/bin/sh"), Err(SnapshotError::Foreign { .. })));
+    assert!(matches!(
+        decoded(b"#!/bin/sh"),
+        Err(SnapshotError::Foreign { .. })
+    ));
     assert!(matches!(decoded(b""), Err(SnapshotError::Truncated { .. })));
-    assert!(matches!(decoded(&good[..5]), Err(SnapshotError::Truncated { .. })));
+    assert!(matches!(
+        decoded(&good[..5]),
+        Err(SnapshotError::Truncated { .. })
+    ));
     assert!(matches!(
         decoded(&good[..good.len() - 1]),
         Err(SnapshotError::Truncated { found, expected, .. })
             if found + 1 == expected && expected == good.len() as u64
     ));
     let longer = [&good[..], b"x"].concat();
-    assert!(matches!(decoded(&longer), Err(SnapshotError::Altered { .. })));
+    assert!(matches!(
+        decoded(&longer),
+        Err(SnapshotError::Altered { .. })
+    ));
     let mut newer = good.clone();
     newer[8] = 2;
-    assert!(matches!(decoded(&newer), Err(SnapshotError::Newer { version: 2, .. })));
+    assert!(matches!(
+        decoded(&newer),
+        Err(SnapshotError::Newer { version: 2, .. })
+    ));
     let mut nonsense = good[..HEADER].to_vec();
     nonsense.extend(b"\xff");
     nonsense[16..24].copy_from_slice(&1_u64.to_le_bytes());
     nonsense[24..32].copy_from_slice(&xxh64(b"\xff").to_le_bytes());
-    assert!(matches!(decoded(&nonsense), Err(SnapshotError::Malformed { .. })));
+    assert!(matches!(
+        decoded(&nonsense),
+        Err(SnapshotError::Malformed { .. })
+    ));
 }
 
 proptest! {
@@ -55,9 +70,10 @@ proptest! {
         framed[8] = 1;
         framed[16..24].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
         framed[24..32].copy_from_slice(&xxh64(&bytes).to_le_bytes());
-        prop_assert!(!matches!(
+        let is_framed_right = !matches!(
             decoded(&framed),
             Err(SnapshotError::Altered { .. } | SnapshotError::Foreign { .. })
-        ));
+        );
+        prop_assert!(is_framed_right);
     }
 }
