@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod control;
 pub mod devices;
 pub mod guest;
 pub mod kvm;

@@ -21,8 +21,9 @@ usage: insula-vmm --dir DIR | --config FILE
        [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS] [--profile FILE]
        insula-vmm --probe
 
-Runs one machine to its end. DIR holds machine.json and gets status.json and
-profile.sock, a socket that serves profiles. --profile samples the instruction
+Runs one machine to its end. DIR holds machine.json and gets status.json,
+control.sock, a socket that takes orders, and profile.sock, one that serves
+profiles. --profile samples the instruction
 pointers of the boot, and writes their counts to FILE as JSON.
 --probe says in JSON what kind of KVM the host has.
 
@@ -37,6 +38,8 @@ struct Options {
     config: PathBuf,
     /// Where profiles are served.
     profile_socket: Option<PathBuf>,
+    /// Where orders are taken.
+    control_socket: Option<PathBuf>,
     /// Where the boot's profile goes.
     boot_profile: Option<PathBuf>,
     reporter: Reporter,
@@ -101,6 +104,14 @@ fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
             path.display()
         );
     }
+    if let Some(path) = &options.control_socket
+        && let Err(error) = machine.serve_control(path)
+    {
+        eprintln!(
+            "insula-vmm: cannot take orders on {}: {error}",
+            path.display()
+        );
+    }
     match machine.run(&mut options.reporter) {
         Err(error) => failed(error.exit_code(), error.to_string()),
         Ok(ending) => {
@@ -123,6 +134,7 @@ fn parse(
 ) -> Result<Request, String> {
     let mut config = None;
     let mut profile_socket = None;
+    let mut control_socket = None;
     let mut boot_profile = None;
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
@@ -141,6 +153,7 @@ fn parse(
                 let dir = PathBuf::from(value()?);
                 reporter.status_path = Some(dir.join("status.json"));
                 profile_socket = Some(dir.join("profile.sock"));
+                control_socket = Some(dir.join("control.sock"));
                 config = Some(dir.join("machine.json"));
             }
             "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, &value()?)?)?),
@@ -155,6 +168,7 @@ fn parse(
     Ok(Request::Run(Options {
         config,
         profile_socket,
+        control_socket,
         boot_profile,
         reporter,
         start_ns,

@@ -1,6 +1,8 @@
 //! The keyboard controller, of which only the reset line is there: the way in
 //! which a guest with `reboot=k` asks to be reset.
 
+use minicbor::{Decode, Encode};
+
 use super::bus::BusDevice;
 
 /// First I/O port: data.
@@ -22,6 +24,11 @@ impl<F: FnMut() + Send> ResetLine<F> {
         Self { reset }
     }
 }
+
+/// What belongs to a snapshot: nothing, since only a pulse does anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ResetLineState {}
 
 impl<F: FnMut() + Send> BusDevice for ResetLine<F> {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {

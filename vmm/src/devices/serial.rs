@@ -2,8 +2,10 @@
 
 use std::io;
 
+use minicbor::{Decode, Encode};
+use thiserror::Error;
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial};
+use vm_superio::serial::{NoEvents, Serial, SerialState as Registers};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
@@ -28,6 +30,100 @@ impl SerialConsole {
             uart: Serial::new(Interrupt(interrupt), log),
         }
     }
+
+    /// A console that goes on from what [`Self::save`] returned.
+    ///
+    /// # Errors
+    /// The state holds more input than the UART has room for.
+    pub fn restored(
+        state: &SerialState,
+        interrupt: EventFd,
+        log: SharedConsoleLog,
+    ) -> Result<Self, SerialStateError> {
+        let uart = Serial::from_state(&state.registers(), Interrupt(interrupt), NoEvents, log)
+            .map_err(|_| SerialStateError {
+                length: state.input.len(),
+            })?;
+        Ok(Self { uart })
+    }
+
+    /// What belongs to a snapshot. What was printed is in the log.
+    pub fn save(&self) -> SerialState {
+        SerialState::of(&self.uart.state())
+    }
+}
+
+/// The registers of an 8250.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct SerialState {
+    /// Divisor latch, low and high byte.
+    #[n(0)]
+    pub divisor: [u8; 2],
+    /// Interrupt enable register.
+    #[n(1)]
+    pub interrupt_enable: u8,
+    /// Interrupt identification register.
+    #[n(2)]
+    pub interrupt_identification: u8,
+    /// Line control register.
+    #[n(3)]
+    pub line_control: u8,
+    /// Line status register.
+    #[n(4)]
+    pub line_status: u8,
+    /// Modem control register.
+    #[n(5)]
+    pub modem_control: u8,
+    /// Modem status register.
+    #[n(6)]
+    pub modem_status: u8,
+    /// Scratch register.
+    #[n(7)]
+    pub scratch: u8,
+    /// Input that the guest has not read.
+    #[cbor(n(8), with = "minicbor::bytes")]
+    pub input: Vec<u8>,
+}
+
+impl SerialState {
+    fn of(registers: &Registers) -> Self {
+        Self {
+            divisor: [registers.baud_divisor_low, registers.baud_divisor_high],
+            interrupt_enable: registers.interrupt_enable,
+            interrupt_identification: registers.interrupt_identification,
+            line_control: registers.line_control,
+            line_status: registers.line_status,
+            modem_control: registers.modem_control,
+            modem_status: registers.modem_status,
+            scratch: registers.scratch,
+            input: registers.in_buffer.clone(),
+        }
+    }
+
+    fn registers(&self) -> Registers {
+        let [baud_divisor_low, baud_divisor_high] = self.divisor;
+        Registers {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: self.interrupt_enable,
+            interrupt_identification: self.interrupt_identification,
+            line_control: self.line_control,
+            line_status: self.line_status,
+            modem_control: self.modem_control,
+            modem_status: self.modem_status,
+            scratch: self.scratch,
+            in_buffer: self.input.clone(),
+        }
+    }
+}
+
+/// A saved console cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the serial console has {length} bytes of unread input, more than there is room for")]
+pub struct SerialStateError {
+    /// Bytes of input.
+    pub length: usize,
 }
 
 impl BusDevice for SerialConsole {
@@ -59,6 +155,7 @@ impl Trigger for Interrupt {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
@@ -79,5 +176,36 @@ mod tests {
         let mut wide = [0; 2];
         serial.read(5, &mut wide);
         assert_eq!(wide, [0xff; 2]);
+    }
+
+    fn event() -> EventFd {
+        EventFd::new(EFD_NONBLOCK).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_console_goes_on_where_it_was(
+            bytes in any::<[u8; 10]>(),
+            input in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let state = SerialState {
+                divisor: [bytes[0], bytes[1]],
+                interrupt_enable: bytes[2],
+                interrupt_identification: bytes[3],
+                line_control: bytes[4],
+                line_status: bytes[5],
+                modem_control: bytes[6],
+                modem_status: bytes[7],
+                scratch: bytes[8],
+                input: input.clone(),
+            };
+            let encoded = minicbor::to_vec(&state).unwrap();
+            prop_assert_eq!(&minicbor::decode::<SerialState>(&encoded).unwrap(), &state);
+            let log = SharedConsoleLog::new(ConsoleLog::discard());
+            match SerialConsole::restored(&state, event(), log) {
+                Ok(console) => prop_assert_eq!(console.save(), state),
+                Err(error) => prop_assert!(input.len() > 64, "{error}"),
+            }
+        }
     }
 }

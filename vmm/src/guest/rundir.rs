@@ -294,6 +294,11 @@ impl GuestDir {
         self.path.join("profile.sock")
     }
 
+    /// The socket on which `insula-vmm` takes orders.
+    pub fn control_path(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
     /// The profile of the boot, of a guest that was started with one.
     pub fn profile_path(&self) -> PathBuf {
         self.path.join("profile.json")
@@ -366,6 +371,7 @@ impl GuestDir {
             .map(Ended::from_exit_code);
         let state = match (alive, &vmm) {
             (true, Some(vmm)) if vmm.is_ready() => GuestState::Running,
+            (true, Some(vmm)) if vmm.is_paused() => GuestState::Paused,
             (true, _) => GuestState::Starting,
             (false, _) => GuestState::Dead,
         };

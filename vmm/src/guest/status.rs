@@ -15,6 +15,8 @@ pub enum GuestState {
     Starting,
     /// Its agent has said hello.
     Running,
+    /// It stands still until it is resumed.
+    Paused,
     /// Its process has ended.
     Dead,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for GuestState {
         f.write_str(match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Dead => "dead",
         })
     }
@@ -98,6 +101,10 @@ impl VmmStatus {
 
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.phase.as_str(), "ready" | "running")
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.phase == "paused"
     }
 
     pub(super) fn exit_code(&self) -> Option<u8> {

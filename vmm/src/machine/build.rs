@@ -1,7 +1,9 @@
 //! Builds a machine: KVM, memory, devices, kernel, processors, in this order.
 
+use std::mem;
 use std::sync::Arc;
 
+use event_manager::MutEventSubscriber;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -61,6 +63,11 @@ impl Machine {
         }
         Ok(Self {
             vcpus,
+            buses: Arc::new(mem::take(&mut devices.buses)),
+            vsock_subscriber: devices
+                .vsock
+                .take()
+                .map(|vsock| Box::new(vsock) as Box<dyn MutEventSubscriber>),
             devices,
             end,
             agent,
@@ -69,7 +76,8 @@ impl Machine {
             sampler: Sampler::default(),
             boot_profile: None,
             profile_server: None,
-            _vm: vm,
+            control: None,
+            vm,
             _memory: memory,
         })
     }

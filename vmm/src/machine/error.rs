@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::boot::BootError;
 use crate::devices::bus::BusError;
+use crate::devices::virtio::ActivateError;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::kvm::KvmError;
@@ -49,6 +50,9 @@ pub enum BuildError {
     /// CPUID has more leaves than KVM takes.
     #[error("this host's KVM supports more CPUID leaves than it accepts: {0}")]
     Cpuid(vmm_sys_util::fam::Error),
+    /// A device's worker.
+    #[error(transparent)]
+    Device(#[from] ActivateError),
     /// The event loop.
     #[error("cannot set up the event loop: {0}")]
     Events(String),

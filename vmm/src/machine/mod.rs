@@ -7,6 +7,9 @@ mod build;
 mod devices;
 pub mod ending;
 mod error;
+mod orders;
+mod pause;
+mod processors;
 mod profiling;
 pub mod report;
 mod run;
@@ -16,7 +19,9 @@ mod wake;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
+use event_manager::MutEventSubscriber;
 use kvm_ioctls::VmFd;
 
 use self::agent_link::AgentLink;
@@ -25,8 +30,9 @@ use self::devices::Devices;
 use self::ending::EndSignal;
 use self::profiling::ProfileServer;
 use crate::config::ReadyTimeout;
+use crate::control;
 use crate::memory::GuestMemory;
-use crate::vcpu::{Sampler, Vcpu};
+use crate::vcpu::{Buses, Sampler, Vcpu};
 
 pub use self::ending::Ending;
 pub use self::error::BuildError;
@@ -39,6 +45,9 @@ pub use self::profiling::INTERVAL as SAMPLING_INTERVAL;
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     devices: Devices,
+    buses: Arc<Buses>,
+    /// Drives the vsock device; in the event loop while the machine runs.
+    vsock_subscriber: Option<Box<dyn MutEventSubscriber>>,
     end: EndSignal,
     agent: Option<AgentLink>,
     ready_timeout: Option<ReadyTimeout>,
@@ -46,8 +55,8 @@ pub struct Machine {
     sampler: Sampler,
     boot_profile: Option<PathBuf>,
     profile_server: Option<ProfileServer>,
-    /// Never read: it keeps the machine and its interrupt lines alive.
-    _vm: VmFd,
+    control: Option<(control::Server, Receiver<control::Incoming>)>,
+    vm: VmFd,
     /// Never read: KVM uses the mapping as long as the machine lives.
     _memory: GuestMemory,
 }
@@ -65,6 +74,16 @@ impl Machine {
     /// What the system says.
     pub fn serve_profiles(&mut self, path: &Path) -> io::Result<()> {
         self.profile_server = Some(ProfileServer::bind(path, self.sampler.clone())?);
+        Ok(())
+    }
+
+    /// Has the machine take orders on a socket while it runs: see
+    /// [`control`](crate::control).
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn serve_control(&mut self, path: &Path) -> io::Result<()> {
+        self.control = Some(control::Server::bind(path)?);
         Ok(())
     }
 

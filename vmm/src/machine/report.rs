@@ -35,6 +35,8 @@ pub enum Phase {
     Booting,
     /// The agent said hello.
     Ready,
+    /// It stands still until somebody resumes it.
+    Paused,
     /// It is over.
     Ended,
 }
@@ -91,6 +93,16 @@ impl Reporter {
             pid: process::id(),
             spans,
         });
+    }
+
+    /// The guest stands still.
+    pub fn paused(&self, spans: Spans) {
+        self.status(Phase::Paused, spans, None);
+    }
+
+    /// The guest, which has been ready, goes on.
+    pub fn running(&self, spans: Spans) {
+        self.status(Phase::Ready, spans, None);
     }
 
     /// The machine is over. A starter that still waits learns why.

@@ -1,28 +1,31 @@
 //! Runs a machine to its end.
 
-use std::sync::{Arc, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use guest_agent::protocol::GoodbyeReason;
 
 use super::Machine;
 use super::boot_timer::Step;
-use super::ending::{Cause, EndSignal, Ending};
+use super::ending::{Cause, Ending};
 use super::error::BuildError;
+use super::orders::Orders;
+use super::pause::Pause;
+use super::processors::Processors;
 use super::profiling::{BootProfile, Ticker};
 use super::report::Reporter;
 use super::signals::EndingSignals;
 use super::wake::Wake;
-use crate::vcpu::{Buses, Kick, NoRepair, Sampler, Vcpu, VcpuFailure};
-
-/// Stack of a processor's thread. It only dispatches to devices.
-const VCPU_STACK: usize = 128 << 10;
+use crate::kvm::KvmError;
+use crate::vcpu::{Kick, VcpuFailure};
 
 /// How long we look for a goodbye of a guest that was reset. An agent waits
 /// until we have heard it; what is in a queue is found at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(20);
+
+type Events = EventManager<Box<dyn MutEventSubscriber>>;
 
 impl Machine {
     /// Runs the machine until it ends, and tells `reporter` of its start.
@@ -31,106 +34,39 @@ impl Machine {
     /// A [`BuildError`] when the guest could not be started at all.
     pub fn run(&mut self, reporter: &mut Reporter) -> Result<Ending, BuildError> {
         let signals = EndingSignals::take().map_err(BuildError::process("take over signals"))?;
-        let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new()
-            .map_err(|error| BuildError::Events(error.to_string()))?;
+        let mut events = Events::new().map_err(|error| BuildError::Events(error.to_string()))?;
         let wake = Wake {
             end: self.end.clone(),
             signals,
             agent: self.agent.clone(),
         };
         events.add_subscriber(Box::new(wake));
-        if let Some(vsock) = self.devices.vsock.take() {
-            events.add_subscriber(Box::new(vsock));
-        }
         if let Some(profiles) = self.profile_server.take() {
             events.add_subscriber(Box::new(profiles));
         }
-
-        let mut boot_profile = self
+        let orders = self.control.take().map(|(server, incoming)| {
+            events.add_subscriber(Box::new(server));
+            Orders::new(incoming)
+        });
+        Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
+        let boot_profile = self
             .boot_profile
             .take()
-            .map(|path| BootProfile::start(path, self.sampler.clone()));
-        let processors = self.start_processors()?;
-        reporter.booting(self.timer.spans());
-        let cause = self.wait(&mut events, &processors, &mut boot_profile, reporter);
-        if let Some(profile) = boot_profile {
-            profile.finish();
-        }
-        let ending = self.ending(cause, &mut events);
+            .map(|path: PathBuf| BootProfile::start(path, self.sampler.clone()));
 
-        self.end.stop().set();
-        processors.stop();
-        for transport in &self.devices.virtio {
-            transport
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .reset();
-        }
-        self.devices.console.write_out();
-        Ok(ending)
-    }
-
-    fn start_processors(&mut self) -> Result<Processors, BuildError> {
-        Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
-        let mut processors = Processors {
-            end: self.end.clone(),
-            sampler: self.sampler.clone(),
-            threads: Vec::new(),
+        let mut run = Run {
+            ready_by: None,
+            vsock: None,
+            processors: None,
+            pause: None,
+            machine: self,
+            events,
+            boot_profile,
+            reporter,
         };
-        let buses = Arc::new(std::mem::take(&mut self.devices.buses));
-        self.timer.stamp(Step::FirstInstruction);
-        for vcpu in self.vcpus.drain(..) {
-            processors.start(vcpu, Arc::clone(&buses))?;
-        }
-        Ok(processors)
-    }
-
-    /// Serves events until there is a reason to end.
-    fn wait(
-        &self,
-        events: &mut EventManager<Box<dyn MutEventSubscriber>>,
-        processors: &Processors,
-        boot_profile: &mut Option<BootProfile>,
-        reporter: &mut Reporter,
-    ) -> Cause {
-        let mut deadline = self
-            .agent
-            .as_ref()
-            .and(self.ready_timeout)
-            .map(|timeout| Instant::now() + Duration::from_millis(u64::from(timeout.get())));
-        if deadline.is_none() {
-            // There is no telling when its boot is over.
-            reporter.ready(self.timer.spans());
-        }
-        let mut ticker = Ticker::new(self.sampler.clone());
-        loop {
-            if let Some(cause) = self.end.take() {
-                return cause;
-            }
-            if let Some(agent) = &self.agent {
-                if let Some(reason) = agent.incompatible() {
-                    return Cause::Ending(Ending::BadHello(reason));
-                }
-                if deadline.is_some() && agent.is_ready() {
-                    deadline = None;
-                    if let Some(profile) = boot_profile.take() {
-                        profile.finish();
-                    }
-                    reporter.ready(self.timer.spans());
-                }
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return Cause::Ending(self.never_ready());
-            }
-            if ticker.is_due() {
-                processors.kick();
-            }
-            if let Err(error) = events.run_with_timeout(milliseconds(ticker.bound(left))) {
-                let failed = format!("cannot wait for events: {error}");
-                return Cause::Ending(Ending::Failed(failed));
-            }
-        }
+        run.start()?;
+        let cause = run.serve(orders);
+        Ok(run.finish(cause))
     }
 
     fn never_ready(&self) -> Ending {
@@ -149,11 +85,7 @@ impl Machine {
     }
 
     /// What the cause means: a reset is a power-off if the agent announced it.
-    fn ending(
-        &self,
-        cause: Cause,
-        events: &mut EventManager<Box<dyn MutEventSubscriber>>,
-    ) -> Ending {
+    fn ending(&self, cause: Cause, events: &mut Events) -> Ending {
         match cause {
             Cause::Ending(ending) => ending,
             Cause::Vcpu(failure @ VcpuFailure::TripleFault { .. }) => Ending::TripleFault(failure),
@@ -162,7 +94,7 @@ impl Machine {
         }
     }
 
-    fn reset_ending(&self, events: &mut EventManager<Box<dyn MutEventSubscriber>>) -> Ending {
+    fn reset_ending(&self, events: &mut Events) -> Ending {
         let Some(agent) = &self.agent else {
             return Ending::Panicked;
         };
@@ -188,60 +120,160 @@ fn milliseconds(left: Option<Duration>) -> i32 {
     })
 }
 
-/// The threads that run processors.
-struct Processors {
-    end: EndSignal,
-    sampler: Sampler,
-    threads: Vec<(JoinHandle<Vcpu>, Kick)>,
+/// A machine that runs, or stands still.
+pub(super) struct Run<'a> {
+    pub(super) machine: &'a mut Machine,
+    events: Events,
+    /// The vsock device in the event loop, while the machine runs.
+    vsock: Option<SubscriberId>,
+    /// The processors, while the machine runs.
+    processors: Option<Processors>,
+    /// What it goes on from, while it is paused.
+    pause: Option<Pause>,
+    /// When the guest has to be ready, while it is not.
+    ready_by: Option<Instant>,
+    boot_profile: Option<BootProfile>,
+    reporter: &'a mut Reporter,
 }
 
-impl Processors {
-    fn start(&mut self, mut vcpu: Vcpu, buses: Arc<Buses>) -> Result<(), BuildError> {
-        let kick = Kick::new(&mut vcpu);
-        let end = self.end.clone();
-        let sampler = self.sampler.clone();
-        let run = move || {
-            if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, &mut NoRepair) {
-                end.raise(Cause::Vcpu(failure));
-            }
-            // Given back, so that its mapping lives until nobody kicks it.
-            vcpu
-        };
-        let thread =
-            Builder::new()
-                .stack_size(VCPU_STACK)
-                .spawn(run)
-                .map_err(BuildError::process(
-                    "start a thread for a virtual processor",
-                ))?;
-        self.threads.push((thread, kick));
+impl Run<'_> {
+    /// The guest's first instruction, or the first since its snapshot.
+    fn start(&mut self) -> Result<(), BuildError> {
+        self.watch_vsock();
+        self.machine.timer.stamp(Step::FirstInstruction);
+        self.processors = Some(self.machine.start()?);
+        self.ready_by = self
+            .machine
+            .agent
+            .as_ref()
+            .and(self.machine.ready_timeout)
+            .map(|timeout| Instant::now() + Duration::from_millis(u64::from(timeout.get())));
+        self.report();
+        if self.ready_by.is_none() {
+            // There is no telling when its boot is over.
+            self.ready();
+        }
         Ok(())
     }
 
-    /// Gets all of them out of guest mode for a moment.
-    fn kick(&self) {
-        for (thread, kick) in &self.threads {
-            kick.kick(thread);
+    /// Serves events until there is a reason to end.
+    fn serve(&mut self, mut orders: Option<Orders>) -> Cause {
+        let mut ticker = Ticker::new(self.machine.sampler.clone());
+        loop {
+            if let Some(cause) = self.machine.end.take() {
+                return cause;
+            }
+            if let Some(agent) = &self.machine.agent {
+                if let Some(reason) = agent.incompatible() {
+                    return Cause::Ending(Ending::BadHello(reason));
+                }
+                if self.ready_by.is_some() && agent.is_ready() {
+                    self.ready_by = None;
+                    self.ready();
+                }
+            }
+            if let Some(orders) = &mut orders
+                && let Err(error) = orders.perform(self)
+            {
+                let failed = format!("the guest cannot go on: {error}");
+                return Cause::Ending(Ending::Failed(failed));
+            }
+            // To a guest that stands still no time passes.
+            let deadline = self.ready_by.filter(|_| self.pause.is_none());
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Cause::Ending(self.machine.never_ready());
+            }
+            if let Some(processors) = &self.processors
+                && ticker.is_due()
+            {
+                processors.kick();
+            }
+            let timeout = milliseconds(ticker.bound(left));
+            if let Err(error) = self.events.run_with_timeout(timeout) {
+                let failed = format!("cannot wait for events: {error}");
+                return Cause::Ending(Ending::Failed(failed));
+            }
         }
     }
 
-    /// Ends all of them, wherever they are.
-    fn stop(mut self) {
-        self.kick_and_join();
+    fn ready(&mut self) {
+        if let Some(profile) = self.boot_profile.take() {
+            profile.finish();
+        }
+        self.reporter.ready(self.machine.timer.spans());
     }
 
-    fn kick_and_join(&mut self) {
-        self.end.stop().set();
-        self.kick();
-        for (thread, _) in self.threads.drain(..) {
-            // A thread that panicked has said so on standard error.
-            drop(thread.join());
+    /// Whether the machine is paused.
+    pub(super) fn is_paused(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// Stops the machine where it is, if it runs.
+    ///
+    /// # Errors
+    /// KVM refuses; the machine stands still and cannot go on.
+    pub(super) fn pause(&mut self) -> Result<(), KvmError> {
+        let Some(processors) = self.processors.take() else {
+            return Ok(());
+        };
+        if let Some(id) = self.vsock.take()
+            && let Ok(vsock) = self.events.remove_subscriber(id)
+        {
+            self.machine.vsock_subscriber = Some(vsock);
+        }
+        self.pause = Some(self.machine.pause(processors)?);
+        Ok(())
+    }
+
+    /// Lets the machine go on, if it stands still; returns for how long it did.
+    ///
+    /// # Errors
+    /// The host refuses something; the machine cannot go on.
+    pub(super) fn resume(&mut self) -> Result<Duration, BuildError> {
+        let Some(pause) = self.pause.take() else {
+            return Ok(Duration::ZERO);
+        };
+        self.machine.restore_clocks(&pause)?;
+        let duration = pause.duration();
+        self.ready_by = self.ready_by.map(|deadline| deadline + duration);
+        self.watch_vsock();
+        self.processors = Some(self.machine.start()?);
+        Ok(duration)
+    }
+
+    /// Says in `status.json` how the machine is.
+    pub(super) fn report(&self) {
+        let spans = self.machine.timer.spans();
+        match (self.is_paused(), self.ready_by) {
+            (true, _) => self.reporter.paused(spans),
+            (false, Some(_)) => self.reporter.booting(spans),
+            (false, None) => self.reporter.running(spans),
         }
     }
-}
 
-impl Drop for Processors {
-    fn drop(&mut self) {
-        self.kick_and_join();
+    fn watch_vsock(&mut self) {
+        if let Some(vsock) = self.machine.vsock_subscriber.take() {
+            self.vsock = Some(self.events.add_subscriber(vsock));
+        }
+    }
+
+    fn finish(mut self, cause: Cause) -> Ending {
+        if let Some(profile) = self.boot_profile.take() {
+            profile.finish();
+        }
+        let ending = self.machine.ending(cause, &mut self.events);
+        self.machine.end.stop().set();
+        if let Some(processors) = self.processors.take() {
+            processors.stop();
+        }
+        for transport in &self.machine.devices.virtio {
+            transport
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .reset();
+        }
+        self.machine.devices.console.write_out();
+        ending
     }
 }

@@ -1,5 +1,6 @@
 //! One virtual processor: its CPUID and registers, and the loop that runs it.
 
+mod clock;
 pub mod cpuid;
 mod kick;
 mod registers;

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -23,17 +23,44 @@ pub struct Buses {
 
 /// Says to all processors of a machine that they should stop.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<AtomicU8>);
 
 impl Stop {
-    /// From now on.
+    const RUN: u8 = 0;
+    const PAUSE: u8 = 1;
+    const END: u8 = 2;
+
+    /// For good, from now on: the guest does nothing more.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.store(Self::END, Ordering::Release);
     }
 
-    /// Whether it was said.
+    /// Whether that was said.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == Self::END
+    }
+
+    /// Until [`Self::resume`]. Processors stop where their state is whole,
+    /// once they are kicked.
+    pub fn pause(&self) {
+        self.exchange(Self::RUN, Self::PAUSE);
+    }
+
+    /// They may run again.
+    pub fn resume(&self) {
+        self.exchange(Self::PAUSE, Self::RUN);
+    }
+
+    /// Whether they are to stop in one way or the other.
+    fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Acquire) != Self::RUN
+    }
+
+    /// The end is never taken back: then this does nothing.
+    fn exchange(&self, from: u8, to: u8) {
+        let _ = self
+            .0
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
@@ -164,6 +191,10 @@ impl Vcpu {
     /// Runs until `stop` is set or the processor cannot go on. Whenever it is
     /// kicked, `sampler` learns where it is.
     ///
+    /// For a pause it returns only from a `KVM_RUN` that was interrupted: what
+    /// a device answered to the access before is then in the registers, and no
+    /// part of the processor's state is on its way.
+    ///
     /// # Errors
     /// [`VcpuFailure`], with the registers.
     pub fn run(
@@ -178,6 +209,11 @@ impl Vcpu {
                 Ok(exit) => serve(exit, buses),
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                     self.kicked(sampler);
+                    // Looked at after the kick was acknowledged, so that none
+                    // is lost.
+                    if stop.is_wanted() {
+                        return Ok(());
+                    }
                     Pending::Nothing
                 }
                 Err(source) => {

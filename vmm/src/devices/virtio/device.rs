@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+use super::state::{DeviceState, DeviceStateError, QueueProgress};
 use crate::memory::GuestMemory;
 
 /// What a device gets when the driver sets `DRIVER_OK`.
@@ -91,4 +92,29 @@ pub trait VirtioDevice: Send {
     /// guest's buffers any more, and the device can be activated again.
     /// Resetting a device that is not active does nothing.
     fn reset(&mut self);
+
+    /// Stops all work, but keeps the queues: when it returns, nothing touches
+    /// them or the guest's buffers until [`Self::resume`]. A device that is
+    /// activated after this starts paused.
+    fn pause(&mut self);
+
+    /// Goes on after [`Self::pause`], as if every queue had been notified.
+    ///
+    /// # Errors
+    /// See [`ActivateError`]; the device is paused then.
+    fn resume(&mut self) -> Result<(), ActivateError>;
+
+    /// How far the device is with each of its queues, if it is active and has
+    /// not given them up. Only while it is paused.
+    fn progress(&self) -> Option<Vec<QueueProgress>>;
+
+    /// What of the device itself, without its queues, belongs to a snapshot.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what [`Self::save`] returned, before the device is activated.
+    ///
+    /// # Errors
+    /// It is of another kind of device, or of one that this one cannot stand
+    /// in for.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError>;
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::state::InterruptState;
+
 /// Bit 0 of `InterruptStatus` (virtio 1.2, 4.2.2): the device used a buffer.
 pub(super) const STATUS_USED_BUFFER: u32 = 1;
 /// Bit 1 of `InterruptStatus`: the configuration, or the device's status, changed.
@@ -80,6 +82,23 @@ impl Interrupt {
     /// `ConfigGeneration` as the driver reads it.
     pub(super) fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// What belongs to a snapshot. An event that was written has become an
+    /// interrupt already: KVM saves those.
+    pub(super) fn save(&self) -> InterruptState {
+        InterruptState {
+            status: self.status(),
+            generation: self.generation(),
+            needs_reset: self.is_reset_needed(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] returned.
+    pub(super) fn restore(&self, state: &InterruptState) {
+        self.status.store(state.status, Ordering::Release);
+        self.generation.store(state.generation, Ordering::Release);
+        self.needs_reset.store(state.needs_reset, Ordering::Release);
     }
 
     /// Back to the state after power-on, but for the configuration generation.

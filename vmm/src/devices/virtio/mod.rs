@@ -9,6 +9,7 @@ pub mod block;
 pub mod chain;
 pub mod mmio;
 pub mod ring;
+pub mod state;
 pub mod vsock;
 
 mod device;

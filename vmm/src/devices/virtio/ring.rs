@@ -10,6 +10,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
+use super::state::QueueProgress;
+
 /// The driver's rings make no sense, or are out of reach.
 #[derive(Debug, Error)]
 #[error("virtio ring: {0}")]
@@ -36,6 +38,14 @@ impl Ring {
     /// The queue itself, for its indices and addresses.
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// How far the device is with the queue.
+    pub fn progress(&self) -> QueueProgress {
+        QueueProgress {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
     }
 
     /// The next chain that the driver has made available, if there is one.

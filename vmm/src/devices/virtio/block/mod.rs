@@ -11,6 +11,7 @@ mod vectored;
 mod worker;
 
 use std::io;
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub use self::disk::{Disk, DiskError};
 use self::request::SECTOR_SIZE;
 use self::worker::{Server, Worker};
 use super::ring::Ring;
+use super::state::{BlockState, DeviceState, DeviceStateError, QueueProgress};
 use super::{ActivateError, Activation, VirtioDevice};
 
 /// Entries in the queue. The guest keeps memory for each request that fits,
@@ -57,7 +59,19 @@ pub struct Block {
     disk: Arc<Disk>,
     config: [u8; CONFIG_LEN],
     queue_events: [Arc<EventFd>; 1],
-    worker: Option<Worker>,
+    work: Work,
+    paused: bool,
+}
+
+/// What becomes of the queue.
+#[derive(Debug)]
+enum Work {
+    /// There is none, or it was given up.
+    None,
+    /// It is served.
+    Running(Worker),
+    /// It waits for the end of a pause.
+    Held(Box<Server>),
 }
 
 impl Block {
@@ -77,8 +91,23 @@ impl Block {
             disk: Arc::new(disk),
             config,
             queue_events: [Arc::new(event)],
-            worker: None,
+            work: Work::None,
+            paused: false,
         })
+    }
+}
+
+impl Block {
+    /// Gives the queue that is held to a worker.
+    fn start(&mut self) -> Result<(), ActivateError> {
+        self.work = match mem::replace(&mut self.work, Work::None) {
+            Work::Held(server) => {
+                let event = Arc::clone(&self.queue_events[0]);
+                Work::Running(Worker::start(*server, event).map_err(ActivateError::Worker)?)
+            }
+            other => other,
+        };
+        Ok(())
     }
 }
 
@@ -129,16 +158,64 @@ impl VirtioDevice for Block {
                 interrupt.clone(),
                 write_through,
             );
-            let event = Arc::clone(&self.queue_events[0]);
-            self.worker = Some(Worker::start(server, event).map_err(ActivateError::Worker)?);
+            self.work = Work::Held(Box::new(server));
         }
-        Ok(())
+        if self.paused { Ok(()) } else { self.start() }
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
+        if let Work::Running(worker) = mem::replace(&mut self.work, Work::None) {
             worker.stop();
         }
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        self.work = match mem::replace(&mut self.work, Work::None) {
+            Work::Running(worker) => worker
+                .stop()
+                .map_or(Work::None, |server| Work::Held(Box::new(server))),
+            other => other,
+        };
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        // The worker looks at its queue before it waits for a notification.
+        self.start()?;
+        self.paused = false;
+        Ok(())
+    }
+
+    fn progress(&self) -> Option<Vec<QueueProgress>> {
+        match &self.work {
+            Work::Held(server) => Some(vec![server.ring.progress()]),
+            _ => None,
+        }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(BlockState {
+            capacity: self.disk.capacity(),
+            read_only: self.disk.is_read_only(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Block(saved) = state else {
+            return Err(DeviceStateError::kind("a block device", state));
+        };
+        if saved.capacity != self.disk.capacity() {
+            return Err(DeviceStateError::Capacity {
+                saved: saved.capacity,
+                found: self.disk.capacity(),
+            });
+        }
+        if saved.read_only != self.disk.is_read_only() {
+            return Err(DeviceStateError::ReadOnly {
+                saved: saved.read_only,
+            });
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -516,4 +516,86 @@ proptest! {
             other => prop_assert!(false, "{:?}", other),
         }
     }
+}
+
+/// A block device with an active queue.
+fn active(image: &NamedTempFile, memory: &GuestMemory, queue: Queue) -> Block {
+    let mut block = Block::new(image.path(), false, "serial").unwrap();
+    block.activate(activation(memory, queue)).unwrap();
+    block
+}
+
+fn activation(memory: &GuestMemory, queue: Queue) -> Activation {
+    Activation {
+        memory: memory.clone(),
+        features: 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH,
+        queues: vec![queue],
+        interrupt: Arc::new(Interrupt::new().unwrap()),
+    }
+}
+
+fn wait_used(driver: &mut DriverQueue) -> (u16, u32) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(used) = driver.take_used() {
+            return used;
+        }
+        assert!(Instant::now() < deadline, "the request is not served");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_asked_during_a_pause_is_served_after_it() {
+    let (image, memory) = (image(), memory());
+    let mut driver = DriverQueue::new(&memory, RINGS, QUEUE_SIZE);
+    let mut block = active(&image, &memory, driver.queue(false));
+    memory
+        .write_obj(VIRTIO_BLK_T_FLUSH, GuestAddress(HEADER))
+        .unwrap();
+    let flush = [readable(HEADER, 16), writable(STATUS, 1)];
+
+    driver.offer(&flush);
+    block.queue_events()[0].write(1).unwrap();
+    wait_used(&mut driver);
+    block.pause();
+    assert_eq!(block.progress().unwrap()[0].next_used, 1);
+    driver.offer(&flush);
+    block.queue_events()[0].write(1).unwrap();
+    assert!(driver.take_used().is_none());
+    block.pause(); // once more changes nothing
+    block.resume().unwrap();
+    wait_used(&mut driver);
+    assert!(block.progress().is_none(), "only of a paused device");
+
+    // Another process goes on from there.
+    block.pause();
+    let state = block.save();
+    let mut queue = driver.queue(false);
+    let progress = block.progress().unwrap()[0];
+    queue.set_next_avail(progress.next_avail);
+    queue.set_next_used(progress.next_used);
+    driver.offer(&flush);
+    drop(block);
+    let mut copy = Block::new(image.path(), false, "serial").unwrap();
+    copy.pause();
+    copy.restore(&state).unwrap();
+    copy.activate(activation(&memory, queue)).unwrap();
+    assert!(driver.take_used().is_none());
+    copy.resume().unwrap();
+    wait_used(&mut driver);
+}
+
+#[test]
+fn another_disk_is_refused() {
+    let image = image();
+    let state = Block::new(image.path(), true, "serial").unwrap().save();
+    let mut writable = Block::new(image.path(), false, "serial").unwrap();
+    let error = writable.restore(&state).unwrap_err();
+    assert_eq!(error, DeviceStateError::ReadOnly { saved: true });
+    drop(writable);
+    image.as_file().set_len(512).unwrap();
+    let mut shorter = Block::new(image.path(), true, "serial").unwrap();
+    let error = shorter.restore(&state).unwrap_err().to_string();
+    assert!(error.contains("32768") && error.contains("512"), "{error}");
 }

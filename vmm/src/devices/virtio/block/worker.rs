@@ -114,7 +114,7 @@ impl Server {
 /// A running thread.
 #[derive(Debug)]
 pub(super) struct Worker {
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<Server>>,
     stop: Arc<AtomicBool>,
     queue_event: Arc<EventFd>,
 }
@@ -132,7 +132,9 @@ impl Worker {
                 if let Err(error) = run(&mut server, &event, &stopped) {
                     eprintln!("virtio block device stopped: {error}");
                     server.interrupt.device_needs_reset();
+                    return None;
                 }
+                Some(server)
             })?;
         Ok(Self {
             thread,
@@ -142,12 +144,13 @@ impl Worker {
     }
 
     /// Ends the thread after the request that it is at, and waits for that.
-    pub(super) fn stop(self) {
+    /// Returns what it worked with, unless it had given its queue up.
+    pub(super) fn stop(self) -> Option<Server> {
         self.stop.store(true, Ordering::Release);
         // Fails only on a full counter, which wakes the thread as well.
         let _ = self.queue_event.write(1);
         // Fails if the thread panicked: then it has ended, too.
-        let _ = self.thread.join();
+        self.thread.join().ok().flatten()
     }
 }
 

@@ -7,16 +7,19 @@
 
 mod queue_registers;
 mod registers;
+mod saved;
 
 use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::queue_registers::{QueueRegisters, set_high, set_low};
 use self::registers::{self as reg, status};
+use super::state::QueueProgress;
 use super::{ActivateError, Activation, Interrupt, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::memory::GuestMemory;
@@ -243,7 +246,7 @@ impl Transport {
     }
 
     fn activate(&mut self) {
-        match self.try_activate() {
+        match self.try_activate(None) {
             Ok(()) => self.active = true,
             Err(error) => {
                 if !self.reported {
@@ -256,12 +259,18 @@ impl Transport {
         }
     }
 
-    fn try_activate(&mut self) -> Result<(), ActivateError> {
+    /// Gives the device its queues, from the beginning or from where it was.
+    fn try_activate(&mut self, progress: Option<&[QueueProgress]>) -> Result<(), ActivateError> {
         let event_idx = self.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let queues = self.queues.iter().enumerate();
         let queues = queues.map(|(index, queue)| queue.build(index, event_idx, &self.memory));
+        let mut queues = queues.collect::<Result<Vec<_>, _>>()?;
+        for (queue, progress) in queues.iter_mut().zip(progress.unwrap_or_default()) {
+            queue.set_next_avail(progress.next_avail);
+            queue.set_next_used(progress.next_used);
+        }
         let activation = Activation {
-            queues: queues.collect::<Result<_, _>>()?,
+            queues,
             memory: self.memory.clone(),
             features: self.driver_features,
             interrupt: Arc::clone(&self.interrupt),

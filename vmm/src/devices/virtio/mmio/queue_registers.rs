@@ -4,6 +4,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use crate::devices::virtio::ActivateError;
+use crate::devices::virtio::state::QueueRegistersState;
 use crate::memory::GuestMemory;
 
 /// What the driver wrote, kept as it came and judged only when the queue is
@@ -27,6 +28,30 @@ impl QueueRegisters {
             descriptors: 0,
             driver: 0,
             device: 0,
+        }
+    }
+
+    /// What belongs to a snapshot.
+    pub(super) fn save(&self) -> QueueRegistersState {
+        QueueRegistersState {
+            max_size: self.max_size,
+            size: self.size,
+            ready: self.ready,
+            descriptors: self.descriptors,
+            driver: self.driver,
+            device: self.device,
+        }
+    }
+
+    /// What [`Self::save`] returned.
+    pub(super) fn restored(state: &QueueRegistersState) -> Self {
+        Self {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            descriptors: state.descriptors,
+            driver: state.driver,
+            device: state.device,
         }
     }
 

@@ -6,6 +6,9 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::state::{
+    BlockState, DeviceState, DeviceStateError, TransportState, VsockState,
+};
 use crate::devices::virtio::testing::{DriverQueue, memory};
 use crate::devices::virtio::vsock::{Vsock, VsockConfig};
 use crate::memory::GuestMemory;
@@ -61,6 +64,33 @@ impl VirtioDevice for TestDevice {
 
     fn reset(&mut self) {
         self.log.lock().unwrap().resets += 1;
+    }
+
+    fn pause(&mut self) {}
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        Ok(())
+    }
+
+    fn progress(&self) -> Option<Vec<QueueProgress>> {
+        let log = self.log.lock().unwrap();
+        let queues = &log.activations.last()?.queues;
+        let progress = queues.iter().map(|queue| QueueProgress {
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        });
+        Some(progress.collect())
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState {})
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Vsock(_) => Ok(()),
+            DeviceState::Block(_) => Err(DeviceStateError::kind("a test device", state)),
+        }
     }
 }
 
@@ -475,4 +505,123 @@ proptest! {
             play(&mut transport, &accesses);
         }
     }
+}
+
+/// Whatever a driver writes, to whatever registers, in whatever order.
+fn writes() -> impl Strategy<Value = Vec<(u64, u32)>> {
+    let offsets = prop::sample::select(vec![
+        reg::DEVICE_FEATURES_SEL,
+        reg::DRIVER_FEATURES_SEL,
+        reg::DRIVER_FEATURES,
+        reg::QUEUE_SEL,
+        reg::QUEUE_NUM,
+        reg::QUEUE_READY,
+        reg::STATUS,
+        reg::QUEUE_DESC_LOW,
+        reg::QUEUE_DRIVER_LOW,
+        reg::QUEUE_DEVICE_LOW,
+        reg::QUEUE_DEVICE_HIGH,
+        reg::INTERRUPT_ACK,
+    ]);
+    prop::collection::vec((offsets, 0_u32..20), 0..24)
+}
+
+fn saved(transport: &mut Transport) -> TransportState {
+    transport.pause();
+    let bytes = minicbor::to_vec(transport.save()).unwrap();
+    minicbor::decode(&bytes).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn wherever_a_driver_is_it_goes_on(writes in writes(), steps in 0_u32..3) {
+        let (mut original, _, memory) = transport();
+        if steps > 0 {
+            negotiate(&mut original, FEATURES);
+        }
+        if steps > 1 {
+            let (first, second) = queues(&memory);
+            set_queue(&mut original, 0, 16, &first);
+            set_queue(&mut original, 1, 8, &second);
+            set(&mut original, reg::STATUS, READY_TO_GO | status::DRIVER_OK);
+        }
+        for (offset, value) in writes {
+            set(&mut original, offset, value);
+        }
+        let state = saved(&mut original);
+        let (mut copy, log, _) = transport();
+        copy.restore(&state).unwrap();
+        prop_assert_eq!(saved(&mut copy), state.clone());
+        for offset in (0..0x100).step_by(4) {
+            prop_assert_eq!(get(&mut copy, offset), get(&mut original, offset), "{:#x}", offset);
+        }
+        let activated = log.lock().unwrap().activations.len();
+        prop_assert_eq!(activated, usize::from(state.progress.is_some()));
+    }
+}
+
+#[test]
+fn queues_go_on_where_they_were() {
+    let (mut original, _, memory) = transport();
+    negotiate(&mut original, FEATURES);
+    let (first, second) = queues(&memory);
+    set_queue(&mut original, 0, 16, &first);
+    set_queue(&mut original, 1, 8, &second);
+    set(&mut original, reg::STATUS, READY_TO_GO | status::DRIVER_OK);
+    let mut state = saved(&mut original);
+    let progress = state.progress.as_mut().unwrap();
+    progress[1] = QueueProgress {
+        next_avail: 0xffff,
+        next_used: 7,
+    };
+    let (mut copy, log, _) = transport();
+    copy.restore(&state).unwrap();
+    let log = log.lock().unwrap();
+    let queue = &log.activations[0].queues[1];
+    assert_eq!((queue.next_avail(), queue.next_used()), (0xffff, 7));
+    assert!(queue.event_idx_enabled());
+}
+
+#[test]
+fn states_that_no_driver_could_reach_are_refused() {
+    let (mut original, _, memory) = transport();
+    negotiate(&mut original, FEATURES);
+    let (first, second) = queues(&memory);
+    set_queue(&mut original, 0, 16, &first);
+    set_queue(&mut original, 1, 8, &second);
+    set(&mut original, reg::STATUS, READY_TO_GO | status::DRIVER_OK);
+    let state = saved(&mut original);
+    let refused = |change: &dyn Fn(&mut TransportState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        transport().0.restore(&state).unwrap_err()
+    };
+    let error = refused(&|s| {
+        s.device = DeviceState::Block(BlockState {
+            capacity: 512,
+            read_only: false,
+        });
+    });
+    assert!(error.to_string().contains("a block device"), "{error}");
+    assert_eq!(refused(&|s| drop(s.queues.pop())), DeviceStateError::Queues);
+    assert_eq!(
+        refused(&|s| s.queues[0].max_size = 32),
+        DeviceStateError::Queues
+    );
+    assert_eq!(
+        refused(&|s| s.progress = Some(Vec::new())),
+        DeviceStateError::Queues
+    );
+    assert!(matches!(
+        refused(&|s| s.driver_features = u64::MAX),
+        DeviceStateError::Registers(_)
+    ));
+    assert!(matches!(
+        refused(&|s| s.status = READY_TO_GO),
+        DeviceStateError::Registers(_)
+    ));
+    assert!(matches!(
+        refused(&|s| s.queues[0].descriptors = u64::MAX & !15),
+        DeviceStateError::Activate(_)
+    ));
 }

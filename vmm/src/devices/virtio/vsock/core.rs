@@ -12,6 +12,7 @@ use super::payload::Room;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::chain::{ChainError, Message, SegmentError};
 use crate::devices::virtio::ring::{Ring, RingError};
+use crate::devices::virtio::state::QueueProgress;
 
 /// Packets to move before the event loop gets its turn.
 const PACKET_BUDGET: usize = 256;
@@ -48,6 +49,8 @@ pub(super) struct Queues {
 pub(super) struct Core {
     pub(super) muxer: Muxer,
     queues: Option<Queues>,
+    /// Nothing is done until the machine goes on.
+    paused: bool,
     message: Message,
     /// The guest has to be told that all its connections are gone.
     reset_due: bool,
@@ -61,6 +64,7 @@ impl Core {
         Self {
             muxer,
             queues: None,
+            paused: false,
             message: Message::default(),
             reset_due: false,
             transmit_event,
@@ -86,8 +90,29 @@ impl Core {
         self.pump();
     }
 
+    /// Leaves the queues alone until [`Self::resume`].
+    pub(super) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Does what there is to do since [`Self::pause`].
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+        self.pump();
+    }
+
+    /// How far it is with each of its queues, if it has any.
+    pub(super) fn progress(&self) -> Option<Vec<QueueProgress>> {
+        let queues = self.queues.as_ref()?;
+        let rings = [&queues.receive, &queues.transmit, &queues.event];
+        Some(rings.map(Ring::progress).into())
+    }
+
     /// Moves packets both ways until there is nothing to do or no room.
     pub(super) fn pump(&mut self) {
+        if self.paused {
+            return;
+        }
         let Some(mut queues) = self.queues.take() else {
             return;
         };

@@ -41,6 +41,7 @@ pub use self::muxer::CONNECTIONS_MAX;
 use self::muxer::Muxer;
 pub use self::subscriber::VsockSubscriber;
 use super::ring::Ring;
+use super::state::{DeviceState, DeviceStateError, QueueProgress, VsockState};
 use super::{ActivateError, Activation, VirtioDevice};
 
 /// The host's context.
@@ -180,6 +181,33 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         lock(&self.core).reset();
+    }
+
+    fn pause(&mut self) {
+        lock(&self.core).pause();
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        lock(&self.core).resume();
+        Ok(())
+    }
+
+    fn progress(&self) -> Option<Vec<QueueProgress>> {
+        lock(&self.core).progress()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState {})
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Vsock(VsockState {}) = state else {
+            return Err(DeviceStateError::kind("a vsock device", state));
+        };
+        // The other ends of its connections are with another process, and its
+        // context identifier may be another one.
+        lock(&self.core).reset_transport();
+        Ok(())
     }
 }
 

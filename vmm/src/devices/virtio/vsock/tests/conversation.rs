@@ -1,5 +1,7 @@
 //! Connections as they are meant to be.
 
+use virtio_queue::QueueT;
+
 use super::*;
 
 #[test]
@@ -275,4 +277,73 @@ fn a_real_event_loop_drives_the_device() {
     guest.vsock.queue_events()[1].write(1).unwrap();
     events.run_with_timeout(1000).unwrap();
     assert_eq!(read(&mut client, 3), b"OK ");
+}
+
+#[test]
+fn a_paused_device_leaves_the_queues_alone() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.connect_to_socket(GUEST_PORT);
+    guest.vsock.pause();
+    let before = guest.vsock.progress().unwrap();
+    host.write_all(b"early").unwrap();
+    guest.send(Op::Data, ports, b"late");
+    assert_eq!(guest.take(), None);
+    assert_eq!(guest.vsock.progress().unwrap(), before);
+    guest.vsock.resume().unwrap();
+    assert_eq!(read(&mut host, 4), b"late");
+    let (_, data) = guest.expect(Op::Data);
+    assert_eq!(data, b"early");
+}
+
+#[test]
+fn a_restored_device_has_no_connections_and_says_so() {
+    let mut guest = Guest::new();
+    let (_host, ports) = guest.connect_to_socket(GUEST_PORT);
+    guest.vsock.pause();
+    let state = guest.vsock.save();
+    let progress = guest.vsock.progress().unwrap();
+    let mut queues = [&guest.receive, &guest.transmit, &guest.event].map(|d| d.queue(true));
+    for (queue, progress) in queues.iter_mut().zip(&progress) {
+        queue.set_next_avail(progress.next_avail);
+        queue.set_next_used(progress.next_used);
+    }
+    guest.event.offer(&[writable(0x50000, 4)]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = VsockConfig {
+        guest_cid: CID + 1,
+        path: dir.path().join("v"),
+        ports: BTreeMap::new(),
+    };
+    let mut copy = Vsock::new(config).unwrap();
+    copy.pause();
+    copy.restore(&state).unwrap();
+    copy.activate(Activation {
+        memory: guest.memory.clone(),
+        features: copy.features(),
+        queues: queues.into(),
+        interrupt: guest.interrupt.clone(),
+    })
+    .unwrap();
+    assert_eq!(guest.event.take_used(), None);
+    copy.resume().unwrap();
+    assert_eq!(guest.event.take_used(), Some((0, 4)));
+    assert_eq!(copy.config(), (CID + 1).to_le_bytes());
+
+    // What the guest still says on a connection of before is answered so.
+    guest.vsock = copy;
+    let mut header = guest.header(Op::Data, ports, 1);
+    header.src_cid = CID + 1;
+    guest.send_header(&header, b"x");
+    guest.turn();
+    let (head, _) = guest.receive.take_used().unwrap();
+    let mut bytes = [0; HEADER_LEN];
+    let page = RECEIVE_PAGES + u64::from(head) * 4096;
+    guest
+        .memory
+        .read_slice(&mut bytes, GuestAddress(page))
+        .unwrap();
+    let answer = Header::from_bytes(&bytes);
+    assert_eq!(Op::from_code(answer.op), Some(Op::Reset));
+    assert_eq!(answer.dst_cid, CID + 1);
 }

@@ -1,0 +1,94 @@
+//! A machine that stands still: its processors are between two instructions,
+//! its devices between two requests.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::Machine;
+use super::error::BuildError;
+use super::processors::Processors;
+use crate::kvm::{KvmError, refused};
+use crate::vcpu::Vcpu;
+use kvm_bindings::kvm_clock_data;
+
+/// What the guest's clocks showed when it was paused.
+#[derive(Debug)]
+pub(super) struct Pause {
+    since: Instant,
+    clock: kvm_clock_data,
+    /// The time stamp counters of the processors, in their order.
+    counters: Vec<u64>,
+}
+
+impl Pause {
+    /// How long it lasts.
+    pub(super) fn duration(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Machine {
+    /// Stops processors and devices, with all that they were at done. The
+    /// event loop may no longer drive the vsock device.
+    pub(super) fn pause(&mut self, processors: Processors) -> Result<Pause, KvmError> {
+        let since = Instant::now();
+        self.vcpus = processors.pause();
+        self.pause_devices();
+        Ok(Pause {
+            since,
+            clock: self.vm.get_clock().map_err(refused("read the clock"))?,
+            counters: self
+                .vcpus
+                .iter()
+                .map(Vcpu::time_stamp_counter)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Has the devices leave their queues alone.
+    pub(super) fn pause_devices(&self) {
+        for transport in &self.devices.virtio {
+            transport
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pause();
+        }
+    }
+
+    /// Lets the guest's clocks go on from where they stood: to the guest, no
+    /// time has passed.
+    pub(super) fn restore_clocks(&self, pause: &Pause) -> Result<(), KvmError> {
+        for (vcpu, counter) in self.vcpus.iter().zip(&pause.counters) {
+            vcpu.set_time_stamp_counter(*counter)?;
+        }
+        // Without the flags, which say how it was read.
+        let clock = kvm_clock_data {
+            clock: pause.clock.clock,
+            ..kvm_clock_data::default()
+        };
+        self.vm
+            .set_clock(&clock)
+            .map_err(refused("set the clock"))?;
+        for vcpu in &self.vcpus {
+            vcpu.tell_of_pause();
+        }
+        Ok(())
+    }
+
+    /// Starts devices and processors. Every queue is looked at, so that no
+    /// notification of before or during a pause is lost.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub(super) fn start(&mut self) -> Result<Processors, BuildError> {
+        for transport in &self.devices.virtio {
+            transport
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .resume()?;
+        }
+        self.end.stop().resume();
+        let vcpus = std::mem::take(&mut self.vcpus);
+        Processors::start(vcpus, &self.buses, &self.end, &self.sampler)
+    }
+}

@@ -1,0 +1,111 @@
+//! The threads that run a machine's processors.
+
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use super::ending::{Cause, EndSignal, Ending};
+use super::error::BuildError;
+use crate::vcpu::{Buses, Kick, NoRepair, Sampler, Vcpu};
+
+/// Stack of a processor's thread. It only dispatches to devices.
+const VCPU_STACK: usize = 128 << 10;
+
+/// The threads that run processors. Dropping it ends the machine.
+pub(super) struct Processors {
+    end: EndSignal,
+    threads: Vec<(JoinHandle<Vcpu>, Kick)>,
+}
+
+impl Processors {
+    /// Runs `vcpus`, each in a thread of its own, in their order.
+    ///
+    /// # Errors
+    /// A thread cannot be made; the others have ended then.
+    pub(super) fn start(
+        vcpus: Vec<Vcpu>,
+        buses: &Arc<Buses>,
+        end: &EndSignal,
+        sampler: &Sampler,
+    ) -> Result<Self, BuildError> {
+        let mut processors = Self {
+            end: end.clone(),
+            threads: Vec::with_capacity(vcpus.len()),
+        };
+        for vcpu in vcpus {
+            processors.spawn(vcpu, Arc::clone(buses), sampler.clone())?;
+        }
+        Ok(processors)
+    }
+
+    fn spawn(
+        &mut self,
+        mut vcpu: Vcpu,
+        buses: Arc<Buses>,
+        sampler: Sampler,
+    ) -> Result<(), BuildError> {
+        let kick = Kick::new(&mut vcpu);
+        let end = self.end.clone();
+        let run = move || {
+            if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, &mut NoRepair) {
+                end.raise(Cause::Vcpu(failure));
+            }
+            // Given back, so that its mapping lives until nobody kicks it, and
+            // for whoever pauses the machine.
+            vcpu
+        };
+        let thread =
+            Builder::new()
+                .stack_size(VCPU_STACK)
+                .spawn(run)
+                .map_err(BuildError::process(
+                    "start a thread for a virtual processor",
+                ))?;
+        self.threads.push((thread, kick));
+        Ok(())
+    }
+
+    /// Gets all of them out of guest mode for a moment.
+    pub(super) fn kick(&self) {
+        for (thread, kick) in &self.threads {
+            kick.kick(thread);
+        }
+    }
+
+    /// Stops all of them where their state is whole, and gives them back.
+    ///
+    /// A processor whose thread panicked is lost, and the machine ends.
+    pub(super) fn pause(mut self) -> Vec<Vcpu> {
+        self.end.stop().pause();
+        self.kick_and_join()
+    }
+
+    /// Ends all of them, wherever they are.
+    pub(super) fn stop(mut self) {
+        self.end.stop().set();
+        self.kick_and_join();
+    }
+
+    fn kick_and_join(&mut self) -> Vec<Vcpu> {
+        self.kick();
+        let mut vcpus = Vec::with_capacity(self.threads.len());
+        for (thread, _) in self.threads.drain(..) {
+            match thread.join() {
+                Ok(vcpu) => vcpus.push(vcpu),
+                // It has said why on standard error.
+                Err(_) => self.end.raise(Cause::Ending(Ending::Failed(
+                    "a virtual processor's thread panicked".to_owned(),
+                ))),
+            }
+        }
+        vcpus
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.end.stop().set();
+            self.kick_and_join();
+        }
+    }
+}
