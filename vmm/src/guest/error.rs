@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use guest_agent::protocol::{Name, NameError};
 use thiserror::Error;
 
+use crate::control::ControlError;
+
 /// What can go wrong with a guest.
 #[derive(Debug, Error)]
 pub enum GuestError {
@@ -95,6 +97,14 @@ pub enum GuestError {
     ProfileInUse {
         /// The name.
         name: Name,
+    },
+    /// The machine process did not do what it was told to.
+    #[error("guest {name}: {source}")]
+    Control {
+        /// The guest.
+        name: Name,
+        /// Why.
+        source: ControlError,
     },
     /// The system refused something.
     #[error("cannot {action} {}: {source}", path.display())]

@@ -21,6 +21,7 @@
 //! ```
 
 mod boot_segment;
+mod control;
 mod error;
 mod launch;
 mod process;

@@ -358,6 +358,11 @@ impl GuestDir {
             .map(Ended::from_exit_code)
     }
 
+    /// Whether the machine says that it stands still.
+    pub fn is_paused(&self) -> bool {
+        VmmStatus::read(&self.status_path()).is_some_and(|status| status.is_paused())
+    }
+
     /// How the guest is now.
     ///
     /// # Errors

@@ -116,6 +116,11 @@ fn stop(dir: &GuestDir, child: Option<Child>, patience: Duration) -> Result<Ende
         .and_then(|pid| Some((pid, Process::open(pid, dir.path())?)));
     let mut forced = None;
     if let Some((pid, process)) = process {
+        if !patience.is_zero() && dir.is_paused() {
+            // It cannot power off while it stands still; if it cannot go on
+            // either, it is ended below.
+            let _ = dir.resume();
+        }
         let asked = !patience.is_zero() && ask(dir, patience);
         if !(asked && process.wait(patience)) {
             forced = Some(Ended::Signal(15));

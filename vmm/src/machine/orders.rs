@@ -27,7 +27,11 @@ impl Orders {
                 Operation::Status => Ok(()),
                 Operation::Pause => run.pause().map_err(BuildError::from),
                 Operation::Resume => run.resume().map(drop),
-                Operation::Snapshot { .. } => Ok(()),
+                Operation::Snapshot { .. } => {
+                    let message = "this machine process cannot take snapshots";
+                    order.answer(&Answer::error(FailureKind::Failed, message));
+                    continue;
+                }
             };
             if run.is_paused() != was_paused {
                 run.report();

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use guest_agent::client::Client;
 use guest_agent::protocol::Name;
 use serde_json::json;
-use vmm::guest::{Ended, GuestDir, GuestState, GuestStatus, RunRoot, Size};
+use vmm::control::Done;
+use vmm::guest::{Ended, GuestDir, GuestError, GuestState, GuestStatus, RunRoot, Size};
 
 use crate::agent::sweep;
 use crate::cli::{GuestCommand, On, StartOptions};
@@ -65,6 +66,8 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
             if *kill { Duration::ZERO } else { *timeout },
             output,
         ),
+        GuestCommand::Pause { names } => each(names, GuestDir::pause, output),
+        GuestCommand::Resume { names } => each(names, GuestDir::resume, output),
         GuestCommand::Console { name, follow } => {
             let dir = RunRoot::for_user()?.find(name)?;
             show(&dir, &dir.console_path(), *follow)
@@ -184,6 +187,21 @@ fn stop(names: &[Name], all: bool, patience: Duration, output: &Output) -> Outco
         _ => json!(reports),
     };
     output.result(&value, String::new)
+}
+
+/// Has each guest's machine do something.
+fn each(
+    names: &[Name],
+    order: impl Fn(&GuestDir) -> Result<Done, GuestError>,
+    output: &Output,
+) -> Outcome {
+    let root = RunRoot::for_user()?;
+    let mut reports = Vec::new();
+    for name in names {
+        let done = order(&root.find_living(name)?)?;
+        reports.push(json!({ "name": name.as_str(), "state": done.state }));
+    }
+    output.result(&reports, String::new)
 }
 
 /// Prints a file as it is, and what is added to it as long as the guest lives.

@@ -20,6 +20,7 @@ Examples:
   insula guest console main -f           what its kernel prints, as it prints it
   insula guest start main --profile && insula guest profile main --boot
   insula guest profile main --seconds 10
+  insula guest pause main && insula guest resume main
   insula guest stop main
 
 A configuration file has the same names as the options:
@@ -56,6 +57,21 @@ pub(crate) enum GuestCommand {
         /// Kill at once
         #[arg(long, conflicts_with = "timeout")]
         kill: bool,
+    },
+    /// Have guests stand still: they keep their memory and use no processor
+    ///
+    /// To a paused guest no time passes. It goes on with `insula guest resume`;
+    /// `insula guest stop` resumes it first, so that it can power off.
+    Pause {
+        /// The guests
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<Name>,
+    },
+    /// Have paused guests go on
+    Resume {
+        /// The guests
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<Name>,
     },
     /// Show what a guest's kernel prints on its console
     Console {
