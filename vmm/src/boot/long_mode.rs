@@ -87,7 +87,7 @@ fn flat_segment() -> kvm_segment {
 
 /// Puts GDT, IDT and page tables into guest memory. The page tables map the
 /// first GiB one to one by pages of 2 MiB.
-pub(super) fn write(memory: &GuestMemory) -> Result<(), BootError> {
+pub(crate) fn write(memory: &GuestMemory) -> Result<(), BootError> {
     let wrong = |source| BootError::Memory {
         what: "descriptor or page table",
         source,

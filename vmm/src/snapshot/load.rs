@@ -5,16 +5,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 
+use super::cpu::CpuMismatch;
 use super::error::SnapshotError;
 use super::files::{DISKS, MEMORY, STATE};
 use super::stamp::{Stamp, identity};
 use super::state::{DiskFile, FileContent, MachineState, SnapshotId, unix_ns};
 use super::writer::{SnapshotRef, id_of};
 use super::{cpu, digest, file};
-use crate::kvm::refused;
+use crate::kvm::{KvmError, refused};
 use crate::memory::{Backing, GuestMemory, MemoryFile, RestoreMode, restore};
 
 /// Bytes of the largest state file that is looked at.
@@ -133,11 +134,14 @@ impl Snapshot {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("list the supported CPUID leaves"))?;
-        Ok(cpu::check(
-            &self.state.cpuid.0,
-            supported.as_slice(),
-            force,
-        )?)
+        let saved = &self.state.cpuid.0;
+        let checked = match cpu::check(saved, supported.as_slice(), force) {
+            Err(CpuMismatch::Features { .. }) => {
+                cpu::check(saved, shown_leaves(kvm, &supported)?.as_slice(), force)
+            }
+            checked => checked,
+        };
+        Ok(checked?)
     }
 
     /// The files that the memory is in, the lowest layer first.
@@ -171,6 +175,21 @@ impl Snapshot {
         let memory = restore(&self.state.memory.ranges, &backing, mode)?;
         Ok((memory, backing))
     }
+}
+
+/// What a processor shows that was given the supported leaves: the KVM of PVM
+/// hosts adds features of the host's processor to them, whatever it is told.
+fn shown_leaves(kvm: &Kvm, supported: &CpuId) -> Result<CpuId, KvmError> {
+    let vm = kvm
+        .create_vm()
+        .map_err(refused("create a virtual machine to look at"))?;
+    let vcpu = vm
+        .create_vcpu(0)
+        .map_err(refused("create a virtual processor to look at"))?;
+    vcpu.set_cpuid2(supported)
+        .map_err(refused("set a virtual processor's CPUID"))?;
+    vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("read a virtual processor's CPUID"))
 }
 
 fn read_state(dir: &Path, path: &Path) -> Result<Vec<u8>, SnapshotError> {

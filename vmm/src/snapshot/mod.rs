@@ -27,6 +27,8 @@ mod working_set;
 mod writer;
 
 #[cfg(test)]
+mod kvm_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -212,7 +212,10 @@ impl MachineState {
 
     /// Whether what it says of processors, memory and files can be: everything
     /// that others rely on without looking again.
-    pub(super) fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn check(&self) -> Result<(), String> {
         let numbers = self.vcpus.iter().map(|vcpu| u64::from(vcpu.id));
         if VcpuCount::try_from(self.vcpus.len() as u64).is_err()
             || !numbers.eq(0..self.vcpus.len() as u64)

@@ -7,6 +7,8 @@ mod registers;
 mod run;
 mod sampler;
 pub mod state;
+#[cfg(test)]
+mod testing;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};

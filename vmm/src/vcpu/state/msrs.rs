@@ -55,10 +55,27 @@ pub(super) fn select(listed: &[u32]) -> Vec<u32> {
     selected
 }
 
-/// Whether a value is what a processor has from the start, whatever the host:
-/// machine check banks, of which there are many, are created empty.
+/// Whether a value is what a processor has from the start on whatever host, so
+/// that it need not be put back. There are many of these, and a KVM that does
+/// not have them refuses to write even that.
 pub(super) fn is_initial(index: u32, value: u64) -> bool {
-    value == 0 && MACHINE_CHECK_BANKS.contains(&index)
+    value == 0 && (MACHINE_CHECK_BANKS.contains(&index) || is_debug(index) || is_counter(index))
+}
+
+/// Debug control and last branch records.
+fn is_debug(index: u32) -> bool {
+    matches!(index, 0x1d9 | 0x1db..=0x1de)
+}
+
+/// Performance counters and what they count: Intel's programmable and fixed
+/// ones, AMD's old and new ones. (Not the control of all of them, which is not
+/// always created as zero.)
+fn is_counter(index: u32) -> bool {
+    matches!(
+        index,
+        0xc1..=0xc8 | 0x186..=0x18d | 0x309..=0x30b | 0xc001_0000..=0xc001_0007
+            | 0xc001_0200..=0xc001_020b
+    )
 }
 
 #[cfg(test)]
