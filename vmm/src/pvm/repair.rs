@@ -1,0 +1,420 @@
+//! One processor's repairs: what is done at each exit that needs one.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, Msrs, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+};
+use kvm_ioctls::{SyncReg, VcpuFd};
+
+use super::atomic;
+use super::counts::Counts;
+use super::instruction::{self, Decoded, MAX_LENGTH, Source, Work};
+use super::paging::{Access, PageTables, WalkError};
+use super::syscall::{self, Entry, FRAME_SIZE, Frame, GATE_SIZE};
+use crate::guest::Symbols;
+use crate::memory::GuestMemory;
+use crate::vcpu::{ExitRepair, Refusal, Repair};
+
+/// Vectors of exceptions (Intel SDM volume 3, 6.3).
+const BREAKPOINT: u8 = 3;
+const NO_DEVICE: u8 = 7;
+const PROTECTION: u8 = 13;
+const PAGE_FAULT: u8 = 14;
+const X87: u8 = 16;
+
+const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
+const CR0_TASK_SWITCHED: u64 = 1 << 3;
+/// Exceptions of the x87 unit, in its status and control words.
+const X87_EXCEPTIONS: u16 = 0x3f;
+/// RFLAGS.RF, which every instruction that ends clears.
+const RFLAGS_RESUME: u64 = 1 << 16;
+
+/// DR7: breakpoint 0 on, exact; DR0 is an instruction's address.
+const DR7_BREAKPOINT_0: u64 = 1 << 1 | 1 << 10;
+
+/// The repairs of one processor.
+#[derive(Debug)]
+pub(super) struct PvmRepair {
+    memory: GuestMemory,
+    kernel: PathBuf,
+    counts: Arc<Counts>,
+    entry: Entry,
+    /// Where the breakpoint is: the first instruction of the guest's handler
+    /// of page faults.
+    handler: Option<u64>,
+    /// Whether the processor makes the one step over that instruction.
+    is_stepping: bool,
+}
+
+/// An exception that the guest gets instead of an instruction's result.
+#[derive(Debug, Clone, Copy)]
+struct Exception {
+    vector: u8,
+    error_code: Option<u32>,
+    /// CR2, for a page fault.
+    address: Option<u64>,
+}
+
+impl Exception {
+    const fn plain(vector: u8) -> Self {
+        Self {
+            vector,
+            error_code: None,
+            address: None,
+        }
+    }
+}
+
+/// How the attempt at an instruction ended.
+enum Done {
+    /// It is over; a trap may follow.
+    Completed(Option<Exception>),
+    /// It caused this fault.
+    Faulted(Exception),
+    /// It cannot be carried out.
+    Not(&'static str),
+}
+
+impl PvmRepair {
+    pub(super) fn new(memory: GuestMemory, kernel: PathBuf, counts: Arc<Counts>) -> Self {
+        Self {
+            memory,
+            kernel,
+            counts,
+            entry: Entry::default(),
+            handler: None,
+            is_stepping: false,
+        }
+    }
+
+    /// Puts the breakpoint where the guest handles page faults now.
+    fn follow_handler(&mut self, vcpu: &VcpuFd, sregs: &kvm_sregs) -> kvm_ioctls::Result<()> {
+        if self.entry.lstar == 0 {
+            return Ok(());
+        }
+        let handler = self.read_handler(sregs);
+        if handler.is_none() || handler == self.handler {
+            return Ok(());
+        }
+        self.handler = handler;
+        self.set_breakpoint(vcpu)
+    }
+
+    fn read_handler(&self, sregs: &kvm_sregs) -> Option<u64> {
+        let mut gate = [0; GATE_SIZE];
+        self.tables(sregs)
+            .read(syscall::gate_address(sregs)?, &mut gate)
+            .ok()?;
+        syscall::handler(gate)
+    }
+
+    fn tables(&self, sregs: &kvm_sregs) -> PageTables<'_> {
+        // Descriptor tables and interrupt frames are the supervisor's business,
+        // which SMAP does not keep it from.
+        PageTables::new(&self.memory, sregs, u64::MAX).as_supervisor()
+    }
+
+    fn set_breakpoint(&mut self, vcpu: &VcpuFd) -> kvm_ioctls::Result<()> {
+        self.is_stepping = false;
+        let mut debug = kvm_guest_debug::default();
+        if let Some(handler) = self.handler {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[0] = handler;
+            debug.arch.debugreg[7] = DR7_BREAKPOINT_0;
+        }
+        vcpu.set_guest_debug(&debug)
+    }
+
+    /// Lets the processor make one step without the breakpoint.
+    fn step(&mut self, vcpu: &VcpuFd) -> kvm_ioctls::Result<()> {
+        self.is_stepping = true;
+        let debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+            ..kvm_guest_debug::default()
+        };
+        vcpu.set_guest_debug(&debug)
+    }
+
+    /// At the first instruction of the handler of page faults.
+    fn page_fault(
+        &mut self,
+        vcpu: &mut VcpuFd,
+        mut regs: kvm_regs,
+        mut sregs: kvm_sregs,
+    ) -> kvm_ioctls::Result<()> {
+        let tables = self.tables(&sregs);
+        let mut bytes = [0; FRAME_SIZE];
+        if tables.read(regs.rsp, &mut bytes).is_ok() {
+            let frame = Frame::parse(&bytes);
+            if frame.is_syscall(&self.entry, &regs) {
+                self.counts.syscall();
+                frame.resume(&self.entry, &mut regs, &mut sregs);
+                put_regs(vcpu, regs);
+                put_sregs(vcpu, sregs);
+                return Ok(());
+            }
+        }
+        self.counts.page_fault();
+        let mut bytes = [0; MAX_LENGTH];
+        let count = tables.fetch(regs.rip, &mut bytes);
+        match instruction::harmless(&bytes[..count], regs.rip, &sregs) {
+            Some((length, clears)) => {
+                regs.rip = regs.rip.wrapping_add(length);
+                regs.rflags &= !(clears | RFLAGS_RESUME);
+                put_regs(vcpu, regs);
+                Ok(())
+            }
+            None => self.step(vcpu),
+        }
+    }
+
+    /// Carries out what the emulator refused.
+    fn carry_out(&self, work: Work, regs: &mut kvm_regs, sregs: &kvm_sregs, vcpu: &VcpuFd) -> Done {
+        let tables = PageTables::new(&self.memory, sregs, regs.rflags);
+        match work {
+            Work::Breakpoint => Done::Completed(Some(Exception::plain(BREAKPOINT))),
+            Work::Wait => {
+                let waits = CR0_MONITOR_COPROCESSOR | CR0_TASK_SWITCHED;
+                if sregs.cr0 & waits == waits {
+                    return Done::Faulted(Exception::plain(NO_DEVICE));
+                }
+                match vcpu.get_fpu() {
+                    Ok(fpu) if fpu.fsw & !fpu.fcw & X87_EXCEPTIONS != 0 => {
+                        Done::Faulted(Exception::plain(X87))
+                    }
+                    Ok(_) => Done::Completed(None),
+                    Err(_) => Done::Not("the x87 state cannot be read"),
+                }
+            }
+            Work::Popcnt {
+                source,
+                destination,
+            } => {
+                let value = match source {
+                    Source::Value(value) => value,
+                    Source::Memory(address, size) => {
+                        let mut bytes = [0; 8];
+                        let part = &mut bytes[..size.min(8)];
+                        if let Err(error) = tables.read(address, part) {
+                            return fault(error, address);
+                        }
+                        u64::from_le_bytes(bytes)
+                    }
+                };
+                instruction::popcnt(value, destination, regs);
+                Done::Completed(None)
+            }
+            Work::CompareExchange16 { address } => {
+                if address & 15 != 0 {
+                    return fault(WalkError::NotCanonical, address);
+                }
+                let place = match tables.translate(address, Access::Write) {
+                    Ok(place) => place,
+                    Err(error) => return fault(error, address),
+                };
+                let (old, new) = instruction::compare_exchange_operands(regs);
+                match atomic::compare_exchange_16(&self.memory, place, old, new) {
+                    Some(was) => {
+                        instruction::compare_exchange_result(was, regs);
+                        Done::Completed(None)
+                    }
+                    None => Done::Not("its operand is not in memory"),
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        let (mut regs, sregs) = registers(vcpu);
+        let mut bytes = [0; MAX_LENGTH];
+        let tables = PageTables::new(&self.memory, &sregs, regs.rflags);
+        let linear = regs.rip.wrapping_add(if sregs.cs.l == 1 { 0 } else { sregs.cs.base });
+        let mut count = tables.fetch(linear, &mut bytes);
+        if count == 0
+            && let Some(seen) = Refusal::of(vcpu).bytes()
+        {
+            // Without paging, say: what KVM has seen.
+            count = seen.len().min(MAX_LENGTH);
+            bytes[..count].copy_from_slice(&seen[..count]);
+        }
+        let bytes = &bytes[..count];
+        let decoded = instruction::decode(bytes, &regs, &sregs);
+        let Some(Decoded {
+            length,
+            work: Some(work),
+        }) = decoded
+        else {
+            return Repair::Impossible(self.explain(bytes, &regs, &sregs, "is not repaired"));
+        };
+        let exception = match self.carry_out(work, &mut regs, &sregs, vcpu) {
+            Done::Completed(trap) => {
+                regs.rip = regs.rip.wrapping_add(length);
+                regs.rflags &= !RFLAGS_RESUME;
+                trap
+            }
+            Done::Faulted(fault) => Some(fault),
+            Done::Not(why) => return Repair::Impossible(self.explain(bytes, &regs, &sregs, why)),
+        };
+        self.counts.instruction();
+        let injected = put_exception(vcpu, exception);
+        if let Some(address) = exception.and_then(|exception| exception.address) {
+            let mut sregs = sregs;
+            sregs.cr2 = address;
+            put_sregs(vcpu, sregs);
+        }
+        put_regs(vcpu, regs);
+        match injected {
+            Ok(()) => Repair::Resume,
+            Err(error) => Repair::Impossible(format!("KVM does not take an exception: {error}")),
+        }
+    }
+
+    /// Why the guest ends: the instruction, its bytes, where it is.
+    fn explain(&self, bytes: &[u8], regs: &kvm_regs, sregs: &kvm_sregs, why: &str) -> String {
+        let mut text = match instruction::text(bytes, regs.rip, sregs) {
+            Some(name) => format!("this PVM host does not emulate `{name}`, which {why} (bytes"),
+            None => "this PVM host met bytes that are no instruction (bytes".to_owned(),
+        };
+        for byte in bytes {
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {byte:02x}");
+        }
+        let _ = write!(text, "; at {:#x}", regs.rip);
+        if let Ok(symbols) = Symbols::of_kernel(&self.kernel) {
+            let _ = write!(text, " in {}", symbols.resolve(regs.rip));
+        }
+        text.push(')');
+        text
+    }
+}
+
+impl ExitRepair for PvmRepair {
+    fn start(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        // A processor that was restored has been set up before.
+        let msrs = [syscall::MSR_STAR, syscall::MSR_LSTAR, syscall::MSR_FMASK];
+        let entries = msrs.map(|index| kvm_msr_entry {
+            index,
+            ..kvm_msr_entry::default()
+        });
+        let Ok(mut list) = Msrs::from_entries(&entries) else {
+            return Repair::Impossible("a list of MSRs is too long".to_owned());
+        };
+        let armed = vcpu.get_msrs(&mut list).and_then(|_| {
+            for entry in list.as_slice() {
+                if let Some(slot) = self.entry.slot(entry.index) {
+                    *slot = entry.data;
+                }
+            }
+            let sregs = vcpu.get_sregs()?;
+            self.follow_handler(vcpu, &sregs)
+        });
+        resumed(armed, "set a breakpoint for its system calls")
+    }
+
+    fn internal_error(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        if !Refusal::of(vcpu).is_emulation() {
+            return Repair::Unknown;
+        }
+        self.refused(vcpu)
+    }
+
+    fn debug(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        let (regs, sregs) = registers(vcpu);
+        if self.is_stepping {
+            let set = self.set_breakpoint(vcpu);
+            return resumed(set, "set a breakpoint for its system calls");
+        }
+        if self.handler != Some(regs.rip) {
+            return Repair::Unknown;
+        }
+        let done = self
+            .page_fault(vcpu, regs, sregs)
+            .and_then(|()| self.follow_handler(vcpu, &sregs));
+        resumed(done, "step over a breakpoint")
+    }
+
+    fn write_msr(&mut self, vcpu: &mut VcpuFd, index: u32, value: u64) -> Repair {
+        let Some(slot) = self.entry.slot(index) else {
+            return Repair::Unknown;
+        };
+        let entry = kvm_msr_entry {
+            index,
+            data: value,
+            ..kvm_msr_entry::default()
+        };
+        let set = Msrs::from_entries(&[entry])
+            .ok()
+            .and_then(|list| vcpu.set_msrs(&list).ok());
+        if set != Some(1) {
+            return Repair::Fault;
+        }
+        *slot = value;
+        let (_, sregs) = registers(vcpu);
+        let followed = self.follow_handler(vcpu, &sregs);
+        resumed(followed, "set a breakpoint for its system calls")
+    }
+}
+
+/// The fault that an access of data causes.
+fn fault(error: WalkError, address: u64) -> Done {
+    match error {
+        WalkError::PageFault(code) => Done::Faulted(Exception {
+            vector: PAGE_FAULT,
+            error_code: Some(code),
+            address: Some(address),
+        }),
+        WalkError::NotCanonical => Done::Faulted(Exception {
+            vector: PROTECTION,
+            error_code: Some(0),
+            address: None,
+        }),
+        WalkError::NoMemory => Done::Not("its operand is not in memory"),
+        WalkError::NotLongMode => Done::Not("it is not in 64-bit code"),
+    }
+}
+
+fn resumed(result: kvm_ioctls::Result<()>, what: &str) -> Repair {
+    match result {
+        Ok(()) => Repair::Resume,
+        Err(error) => Repair::Impossible(format!("KVM refuses to {what}: {error}")),
+    }
+}
+
+/// The registers as they were at the exit.
+fn registers(vcpu: &VcpuFd) -> (kvm_regs, kvm_sregs) {
+    let sync = vcpu.sync_regs();
+    (sync.regs, sync.sregs)
+}
+
+/// Has KVM take these at the next entry.
+fn put_regs(vcpu: &mut VcpuFd, regs: kvm_regs) {
+    vcpu.sync_regs_mut().regs = regs;
+    vcpu.set_sync_dirty_reg(SyncReg::Register);
+}
+
+fn put_sregs(vcpu: &mut VcpuFd, sregs: kvm_sregs) {
+    vcpu.sync_regs_mut().sregs = sregs;
+    vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+}
+
+/// Has the guest take `exception`, in place of the #UD that KVM has for an
+/// instruction that it refuses.
+fn put_exception(vcpu: &VcpuFd, exception: Option<Exception>) -> kvm_ioctls::Result<()> {
+    let mut events: kvm_vcpu_events = vcpu.get_vcpu_events()?;
+    events.exception.pending = 0;
+    events.exception.injected = u8::from(exception.is_some());
+    if let Some(exception) = exception {
+        events.exception.nr = exception.vector;
+        events.exception.has_error_code = u8::from(exception.error_code.is_some());
+        events.exception.error_code = exception.error_code.unwrap_or(0);
+    }
+    // What a `sti` before it held back may come now.
+    events.interrupt.shadow = 0;
+    vcpu.set_vcpu_events(&events)
+}
