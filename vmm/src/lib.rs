@@ -15,5 +15,6 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod pvm;
 pub mod snapshot;
 pub mod vcpu;

@@ -25,6 +25,13 @@ pub struct MachineConfig {
     /// Version of this format.
     #[serde(default)]
     pub version: Version,
+    /// What kind of KVM the machine runs on.
+    #[serde(
+        default,
+        rename = "host-kvm",
+        skip_serializing_if = "HostKvm::is_hardware"
+    )]
+    pub host_kvm: HostKvm,
     /// Processors and memory.
     #[serde(rename = "machine-config")]
     pub machine: Resources,
@@ -44,6 +51,23 @@ pub struct MachineConfig {
     /// `vsock`) is never waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Readiness>,
+}
+
+/// A kind of KVM ([`crate::probe`] finds out which).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostKvm {
+    /// Guests run on the processor.
+    #[default]
+    Hardware,
+    /// Guests' supervisor code is emulated, and needs [repairs](crate::pvm).
+    Pvm,
+}
+
+impl HostKvm {
+    /// Whether guests run on the processor.
+    pub fn is_hardware(&self) -> bool {
+        *self == Self::Hardware
+    }
 }
 
 /// Processors and memory.

@@ -271,6 +271,7 @@ fn machine_config(
         .map(drive_config)
         .collect::<Vec<_>>();
     Ok(MachineConfig {
+        host_kvm: spec.host_kvm,
         version: Version::CURRENT,
         machine: Resources {
             vcpu_count: spec.vcpus,

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use guest_agent::protocol::{DiskRole, Name};
 
-use crate::config::{MemSize, ReadyTimeout, VcpuCount};
+use crate::config::{HostKvm, MemSize, ReadyTimeout, VcpuCount};
 
 /// What a guest is made of.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
+    /// What kind of KVM it runs on.
+    pub host_kvm: HostKvm,
     /// Number of virtual processors.
     pub vcpus: VcpuCount,
     /// Memory.
@@ -56,6 +58,7 @@ impl GuestSpec {
     /// default memory and nothing else.
     pub fn new(kernel: PathBuf, cmdline: &str) -> Self {
         Self {
+            host_kvm: HostKvm::default(),
             vcpus: VcpuCount::MIN,
             // Both constants are within their bounds; the fallback never is used.
             memory: MemSize::try_from(Self::DEFAULT_MEMORY_MIB).unwrap_or(MemSize::MIN),

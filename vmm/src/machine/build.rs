@@ -14,9 +14,10 @@ use super::devices::Devices;
 use super::ending::EndSignal;
 use super::error::BuildError;
 use crate::boot;
-use crate::config::{MachineConfig, VcpuCount};
+use crate::config::{HostKvm, MachineConfig, VcpuCount};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, layout};
+use crate::pvm::{self, Pvm};
 use crate::vcpu::{Sampler, Vcpu, cpuid};
 
 impl Machine {
@@ -28,6 +29,14 @@ impl Machine {
     pub fn build(config: &MachineConfig, timer: Arc<BootTimer>) -> Result<Self, BuildError> {
         let kvm = kvm::open_checked()?;
         let vm = create_vm(&kvm)?;
+        let pvm = match config.host_kvm {
+            HostKvm::Hardware => None,
+            HostKvm::Pvm => Some(Pvm::enable(
+                &kvm,
+                &vm,
+                config.boot_source.kernel_image_path.clone(),
+            )?),
+        };
         timer.stamp(Step::KvmReady);
 
         let memory = memory::allocate(config.machine.mem_size_mib, config.machine.huge_pages)?;
@@ -58,6 +67,9 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
         let mut cpuid = guest_cpuid(&kvm, &vm, vcpu_count, tsc_khz)?;
+        if pvm.is_some() {
+            pvm::cpuid::restrict(&mut cpuid);
+        }
         for vcpu in &vcpus {
             vcpu.prepare(&mut cpuid, entry)?;
         }
@@ -77,8 +89,9 @@ impl Machine {
             boot_profile: None,
             profile_server: None,
             control: None,
+            pvm,
             vm,
-            _memory: memory,
+            memory,
         })
     }
 }

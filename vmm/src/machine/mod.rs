@@ -32,6 +32,7 @@ use self::profiling::ProfileServer;
 use crate::config::ReadyTimeout;
 use crate::control;
 use crate::memory::GuestMemory;
+use crate::pvm::Pvm;
 use crate::vcpu::{Buses, Sampler, Vcpu};
 
 pub use self::ending::Ending;
@@ -56,9 +57,11 @@ pub struct Machine {
     boot_profile: Option<PathBuf>,
     profile_server: Option<ProfileServer>,
     control: Option<(control::Server, Receiver<control::Incoming>)>,
+    /// On a PVM host, what it leaves to us.
+    pvm: Option<Pvm>,
     vm: VmFd,
-    /// Never read: KVM uses the mapping as long as the machine lives.
-    _memory: GuestMemory,
+    /// KVM uses the mapping as long as the machine lives.
+    memory: GuestMemory,
 }
 
 impl Machine {

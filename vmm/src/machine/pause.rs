@@ -8,7 +8,7 @@ use super::Machine;
 use super::error::BuildError;
 use super::processors::Processors;
 use crate::kvm::{KvmError, refused};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{ExitRepair, NoRepair, Vcpu};
 use kvm_bindings::kvm_clock_data;
 
 /// What the guest's clocks showed when it was paused.
@@ -89,6 +89,10 @@ impl Machine {
         }
         self.end.stop().resume();
         let vcpus = std::mem::take(&mut self.vcpus);
-        Processors::start(vcpus, &self.buses, &self.end, &self.sampler)
+        let repair = || match &self.pvm {
+            None => Box::new(NoRepair) as Box<dyn ExitRepair>,
+            Some(pvm) => pvm.repair(&self.memory),
+        };
+        Processors::start(vcpus, &self.buses, &self.end, &self.sampler, repair)
     }
 }

@@ -5,7 +5,7 @@ use std::thread::{Builder, JoinHandle};
 
 use super::ending::{Cause, EndSignal, Ending};
 use super::error::BuildError;
-use crate::vcpu::{Buses, Kick, NoRepair, Sampler, Vcpu};
+use crate::vcpu::{Buses, ExitRepair, Kick, Sampler, Vcpu};
 
 /// Stack of a processor's thread. It only dispatches to devices.
 const VCPU_STACK: usize = 128 << 10;
@@ -17,7 +17,8 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Runs `vcpus`, each in a thread of its own, in their order.
+    /// Runs `vcpus`, each in a thread of its own, in their order, and each with
+    /// what `repair` makes for it.
     ///
     /// # Errors
     /// A thread cannot be made; the others have ended then.
@@ -26,13 +27,14 @@ impl Processors {
         buses: &Arc<Buses>,
         end: &EndSignal,
         sampler: &Sampler,
+        repair: impl Fn() -> Box<dyn ExitRepair>,
     ) -> Result<Self, BuildError> {
         let mut processors = Self {
             end: end.clone(),
             threads: Vec::with_capacity(vcpus.len()),
         };
         for vcpu in vcpus {
-            processors.spawn(vcpu, Arc::clone(buses), sampler.clone())?;
+            processors.spawn(vcpu, Arc::clone(buses), sampler.clone(), repair())?;
         }
         Ok(processors)
     }
@@ -42,11 +44,12 @@ impl Processors {
         mut vcpu: Vcpu,
         buses: Arc<Buses>,
         sampler: Sampler,
+        mut repair: Box<dyn ExitRepair>,
     ) -> Result<(), BuildError> {
         let kick = Kick::new(&mut vcpu);
         let end = self.end.clone();
         let run = move || {
-            if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, &mut NoRepair) {
+            if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, repair.as_mut()) {
                 end.raise(Cause::Vcpu(failure));
             }
             // Given back, so that its mapping lives until nobody kicks it, and

@@ -18,6 +18,8 @@ pub(super) fn compare_exchange_8(
 ) -> Option<u64> {
     let slice = memory.get_slice(place, size_of::<u64>()).ok()?;
     let guard = slice.ptr_guard_mut();
+    // Checked to be aligned right here.
+    #[allow(clippy::cast_ptr_alignment)]
     let pointer = guard.as_ptr().cast::<u64>();
     if !pointer.is_aligned() {
         return None;
@@ -46,14 +48,28 @@ pub(super) fn compare_exchange_16(
     }
     let slice = memory.get_slice(place, size_of::<u128>()).ok()?;
     let guard = slice.ptr_guard_mut();
+    #[allow(clippy::cast_ptr_alignment)]
     let pointer = guard.as_ptr().cast::<u128>();
     if !pointer.is_aligned() {
         return None;
     }
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
     // SAFETY: as above, for sixteen bytes; the processor has the instruction.
-    let was = unsafe {
-        std::arch::x86_64::cmpxchg16b(pointer, old, new, Ordering::SeqCst, Ordering::SeqCst)
-    };
+    // RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new_low}, rbx",
+            "lock cmpxchg16b [{pointer}]",
+            "mov rbx, {new_low}",
+            new_low = inout(reg) new as u64 => _,
+            pointer = in(reg) pointer,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    let was = u128::from(high) << 64 | u128::from(low);
     slice.bitmap().mark_dirty(0, size_of::<u128>());
     Some(was)
 }
@@ -74,10 +90,7 @@ mod tests {
         assert_eq!(compare_exchange_8(&memory, place, 7, 9), Some(7));
         assert_eq!(memory.read_obj::<u64>(place).unwrap(), 9);
         assert_eq!(compare_exchange_16(&memory, place, 9, u128::MAX), Some(9));
-        assert_eq!(
-            compare_exchange_16(&memory, place, 9, 1),
-            Some(u128::MAX)
-        );
+        assert_eq!(compare_exchange_16(&memory, place, 9, 1), Some(u128::MAX));
         assert_eq!(memory.read_obj::<u128>(place).unwrap(), u128::MAX);
     }
 
@@ -88,6 +101,9 @@ mod tests {
             let place = GuestAddress(place);
             assert_eq!(compare_exchange_16(&memory, place, 0, 0), None);
         }
-        assert_eq!(compare_exchange_8(&memory, GuestAddress(0x1004), 0, 0), None);
+        assert_eq!(
+            compare_exchange_8(&memory, GuestAddress(0x1004), 0, 0),
+            None
+        );
     }
 }

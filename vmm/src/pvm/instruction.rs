@@ -1,7 +1,9 @@
 //! Instructions that the emulator refuses: the few that are carried out here,
 //! and a name for all others.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FastFormatter, Instruction, MemorySize, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FastFormatter, Instruction, MemorySize, OpKind, Register,
+};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 /// Bytes that an instruction has at most.
@@ -66,7 +68,7 @@ pub(super) fn decode(bytes: &[u8], regs: &kvm_regs, sregs: &kvm_sregs) -> Option
         Code::Wait => Some(Work::Wait),
         Code::Popcnt_r16_rm16 | Code::Popcnt_r32_rm32 | Code::Popcnt_r64_rm64 => {
             let source = if instruction.op1_kind() == OpKind::Memory {
-                address(1).map(|address| Source::Memory(address, instruction.memory_size().size()))
+                address(1).map(|address| Source::Memory(address, size(instruction.op0_register())))
             } else {
                 register(instruction.op1_register(), regs, sregs).map(Source::Value)
             };
@@ -149,24 +151,19 @@ fn register(name: Register, regs: &kvm_regs, sregs: &kvm_sregs) -> Option<u64> {
         Register::CS | Register::DS | Register::ES | Register::SS => return Some(0),
         _ => {}
     }
-    if !name.is_gpr() {
-        return None;
-    }
-    let full = *slot(name.full_register(), &mut { *regs })?;
-    match name.size() {
+    let full = *slot(name, &mut { *regs })?;
+    match size(name) {
         8 => Some(full),
         4 => Some(full & 0xffff_ffff),
-        2 => Some(full & 0xffff),
-        _ => None,
+        _ => Some(full & 0xffff),
     }
 }
 
 /// Writes a general register: 32 bits clear the upper half, 16 bits keep what
 /// is above them.
 fn set_register(name: Register, value: u64, regs: &mut kvm_regs) {
-    let size = name.size();
-    if let Some(slot) = slot(name.full_register(), regs) {
-        *slot = match size {
+    if let Some(slot) = slot(name, regs) {
+        *slot = match size(name) {
             8 => value,
             4 => value & 0xffff_ffff,
             _ => *slot & !0xffff | value & 0xffff,
@@ -174,25 +171,40 @@ fn set_register(name: Register, value: u64, regs: &mut kvm_regs) {
     }
 }
 
+/// Bytes of a general register of at least two.
+fn size(name: Register) -> usize {
+    match name as usize {
+        n if n >= Register::RAX as usize => 8,
+        n if n >= Register::EAX as usize => 4,
+        _ => 2,
+    }
+}
+
+/// The whole register that a general register of at least two bytes is part
+/// of.
 fn slot(name: Register, regs: &mut kvm_regs) -> Option<&mut u64> {
-    Some(match name {
-        Register::RAX => &mut regs.rax,
-        Register::RCX => &mut regs.rcx,
-        Register::RDX => &mut regs.rdx,
-        Register::RBX => &mut regs.rbx,
-        Register::RSP => &mut regs.rsp,
-        Register::RBP => &mut regs.rbp,
-        Register::RSI => &mut regs.rsi,
-        Register::RDI => &mut regs.rdi,
-        Register::R8 => &mut regs.r8,
-        Register::R9 => &mut regs.r9,
-        Register::R10 => &mut regs.r10,
-        Register::R11 => &mut regs.r11,
-        Register::R12 => &mut regs.r12,
-        Register::R13 => &mut regs.r13,
-        Register::R14 => &mut regs.r14,
-        Register::R15 => &mut regs.r15,
-        _ => return None,
+    let number = [Register::RAX, Register::EAX, Register::AX]
+        .into_iter()
+        .find_map(|first| (name as usize).checked_sub(first as usize))
+        .filter(|number| *number < 16)?;
+    // Numbered as instructions encode them.
+    Some(match number {
+        0 => &mut regs.rax,
+        1 => &mut regs.rcx,
+        2 => &mut regs.rdx,
+        3 => &mut regs.rbx,
+        4 => &mut regs.rsp,
+        5 => &mut regs.rbp,
+        6 => &mut regs.rsi,
+        7 => &mut regs.rdi,
+        8 => &mut regs.r8,
+        9 => &mut regs.r9,
+        10 => &mut regs.r10,
+        11 => &mut regs.r11,
+        12 => &mut regs.r12,
+        13 => &mut regs.r13,
+        14 => &mut regs.r14,
+        _ => &mut regs.r15,
     })
 }
 
@@ -293,13 +305,13 @@ mod tests {
     #[test]
     fn neighbours_of_the_list_are_not_on_it() {
         for bytes in [
-            &[0xcd, 3][..],                        // int 3
-            &[0x0f, 0xc7, 0x0f],                   // cmpxchg8b [rdi]
-            &[0xf3, 0x0f, 0xbc, 0xc1],             // tzcnt eax, ecx
-            &[0x0f, 0xae, 0x2f],                   // xrstor [rdi]
-            &[0xf0, 0xf3, 0x0f, 0xb8, 0xc1],       // lock popcnt: no instruction
-            &[0xf3, 0x0f],                         // half of one
-            &[0x48, 0x0f, 0xc7, 0xc9],             // cmpxchg16b of a register
+            &[0xcd, 3][..],                  // int 3
+            &[0x0f, 0xc7, 0x0f],             // cmpxchg8b [rdi]
+            &[0xf3, 0x0f, 0xbc, 0xc1],       // tzcnt eax, ecx
+            &[0x0f, 0xae, 0x2f],             // xrstor [rdi]
+            &[0xf0, 0xf3, 0x0f, 0xb8, 0xc1], // lock popcnt: no instruction
+            &[0xf3, 0x0f],                   // half of one
+            &[0x48, 0x0f, 0xc7, 0xc9],       // cmpxchg16b of a register
         ] {
             assert_eq!(work(bytes), None, "{bytes:x?}");
         }
@@ -333,10 +345,10 @@ mod tests {
     fn counting_sets_exactly_its_flags() {
         let mut registers = regs();
         popcnt(0, Register::R8, &mut registers);
-        assert_eq!((registers.r8, registers.rflags), (0, u64::MAX & !POPCNT_WRITES | ZERO));
+        assert_eq!((registers.r8, registers.rflags), (0, !POPCNT_WRITES | ZERO));
         popcnt(0xff, Register::AX, &mut registers);
         assert_eq!(registers.rax, 0x1111_2222_3333_0008);
-        assert_eq!(registers.rflags, u64::MAX & !POPCNT_WRITES);
+        assert_eq!(registers.rflags, !POPCNT_WRITES);
         popcnt(1, Register::EAX, &mut registers);
         assert_eq!(registers.rax, 1);
     }

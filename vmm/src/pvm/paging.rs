@@ -96,7 +96,11 @@ impl<'a> PageTables<'a> {
 
     /// Where `address` lies in guest-physical memory. What the page tables say
     /// about accesses is heeded, and noted in them as a processor would.
-    pub(super) fn translate(&self, address: u64, access: Access) -> Result<GuestAddress, WalkError> {
+    pub(super) fn translate(
+        &self,
+        address: u64,
+        access: Access,
+    ) -> Result<GuestAddress, WalkError> {
         if self.cr0 & CR0_PAGING == 0 || self.efer & EFER_LONG_MODE_ACTIVE == 0 {
             return Err(WalkError::NotLongMode);
         }
@@ -159,12 +163,10 @@ impl<'a> PageTables<'a> {
                 executable && (self.is_user || !is_user_page || self.cr4 & CR4_SMEP == 0)
             }
             Access::Read | Access::Write => {
-                let smap = !self.is_user
-                    && is_user_page
-                    && self.cr4 & CR4_SMAP != 0
-                    && !self.lifts_smap;
+                let smap =
+                    !self.is_user && is_user_page && self.cr4 & CR4_SMAP != 0 && !self.lifts_smap;
                 let read_only = !is_writable && (self.is_user || self.cr0 & CR0_WRITE_PROTECT != 0);
-                !smap && !(access == Access::Write && read_only)
+                !(smap || access == Access::Write && read_only)
             }
         }
     }
@@ -324,7 +326,10 @@ mod tests {
         assert_eq!(fault(&sregs, TOP, Access::Write), PageFault(0b11));
         assert_eq!(fault(&sregs, TOP, Access::Fetch), PageFault(0x11));
         assert_eq!(fault(&sregs, TOP + 0x1000, Access::Read), PageFault(0));
-        assert_eq!(fault(&sregs, 1 << 48, Access::Read), WalkError::NotCanonical);
+        assert_eq!(
+            fault(&sregs, 1 << 48, Access::Read),
+            WalkError::NotCanonical
+        );
         sregs.ss.dpl = 3;
         assert_eq!(fault(&sregs, TOP, Access::Read), PageFault(0b101));
         sregs.ss.dpl = 0;

@@ -92,7 +92,11 @@ impl PvmRepair {
     }
 
     /// Puts the breakpoint where the guest handles page faults now.
-    fn follow_handler(&mut self, vcpu: &VcpuFd, sregs: &kvm_sregs) -> kvm_ioctls::Result<()> {
+    fn follow_handler(
+        &mut self,
+        vcpu: &VcpuFd,
+        sregs: &kvm_sregs,
+    ) -> Result<(), kvm_ioctls::Error> {
         if self.entry.lstar == 0 {
             return Ok(());
         }
@@ -118,7 +122,7 @@ impl PvmRepair {
         PageTables::new(&self.memory, sregs, u64::MAX).as_supervisor()
     }
 
-    fn set_breakpoint(&mut self, vcpu: &VcpuFd) -> kvm_ioctls::Result<()> {
+    fn set_breakpoint(&mut self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         self.is_stepping = false;
         let mut debug = kvm_guest_debug::default();
         if let Some(handler) = self.handler {
@@ -130,7 +134,7 @@ impl PvmRepair {
     }
 
     /// Lets the processor make one step without the breakpoint.
-    fn step(&mut self, vcpu: &VcpuFd) -> kvm_ioctls::Result<()> {
+    fn step(&mut self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         self.is_stepping = true;
         let debug = kvm_guest_debug {
             control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
@@ -145,7 +149,7 @@ impl PvmRepair {
         vcpu: &mut VcpuFd,
         mut regs: kvm_regs,
         mut sregs: kvm_sregs,
-    ) -> kvm_ioctls::Result<()> {
+    ) -> Result<(), kvm_ioctls::Error> {
         let tables = self.tables(&sregs);
         let mut bytes = [0; FRAME_SIZE];
         if tables.read(regs.rsp, &mut bytes).is_ok() {
@@ -154,7 +158,7 @@ impl PvmRepair {
                 self.counts.syscall();
                 frame.resume(&self.entry, &mut regs, &mut sregs);
                 put_regs(vcpu, regs);
-                put_sregs(vcpu, sregs);
+                put_sregs(vcpu, &sregs);
                 return Ok(());
             }
         }
@@ -232,7 +236,9 @@ impl PvmRepair {
         let (mut regs, sregs) = registers(vcpu);
         let mut bytes = [0; MAX_LENGTH];
         let tables = PageTables::new(&self.memory, &sregs, regs.rflags);
-        let linear = regs.rip.wrapping_add(if sregs.cs.l == 1 { 0 } else { sregs.cs.base });
+        let linear = regs
+            .rip
+            .wrapping_add(if sregs.cs.l == 1 { 0 } else { sregs.cs.base });
         let mut count = tables.fetch(linear, &mut bytes);
         if count == 0
             && let Some(seen) = Refusal::of(vcpu).bytes()
@@ -264,7 +270,7 @@ impl PvmRepair {
         if let Some(address) = exception.and_then(|exception| exception.address) {
             let mut sregs = sregs;
             sregs.cr2 = address;
-            put_sregs(vcpu, sregs);
+            put_sregs(vcpu, &sregs);
         }
         put_regs(vcpu, regs);
         match injected {
@@ -379,7 +385,7 @@ fn fault(error: WalkError, address: u64) -> Done {
     }
 }
 
-fn resumed(result: kvm_ioctls::Result<()>, what: &str) -> Repair {
+fn resumed(result: Result<(), kvm_ioctls::Error>, what: &str) -> Repair {
     match result {
         Ok(()) => Repair::Resume,
         Err(error) => Repair::Impossible(format!("KVM refuses to {what}: {error}")),
@@ -398,14 +404,14 @@ fn put_regs(vcpu: &mut VcpuFd, regs: kvm_regs) {
     vcpu.set_sync_dirty_reg(SyncReg::Register);
 }
 
-fn put_sregs(vcpu: &mut VcpuFd, sregs: kvm_sregs) {
-    vcpu.sync_regs_mut().sregs = sregs;
+fn put_sregs(vcpu: &mut VcpuFd, sregs: &kvm_sregs) {
+    vcpu.sync_regs_mut().sregs = *sregs;
     vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
 }
 
 /// Has the guest take `exception`, in place of the #UD that KVM has for an
 /// instruction that it refuses.
-fn put_exception(vcpu: &VcpuFd, exception: Option<Exception>) -> kvm_ioctls::Result<()> {
+fn put_exception(vcpu: &VcpuFd, exception: Option<Exception>) -> Result<(), kvm_ioctls::Error> {
     let mut events: kvm_vcpu_events = vcpu.get_vcpu_events()?;
     events.exception.pending = 0;
     events.exception.injected = u8::from(exception.is_some());

@@ -226,11 +226,8 @@ mod tests {
 
     #[test]
     fn gates_lead_to_their_handlers() {
-        let gate = 0xffff_ffff_u128 << 64
-            | 0x8180_u128 << 48
-            | 0x8e00_u128 << 32
-            | 0x10 << 16
-            | 0x0aa0;
+        let gate =
+            0xffff_ffff_u128 << 64 | 0x8180_u128 << 48 | 0x8e00_u128 << 32 | 0x10 << 16 | 0x0aa0;
         assert_eq!(handler(gate.to_le_bytes()), Some(0xffff_ffff_8180_0aa0));
         assert_eq!(handler((gate & !(1 << 47)).to_le_bytes()), None);
         assert_eq!(handler([0; GATE_SIZE]), None);

@@ -17,7 +17,7 @@ use crate::boot::EntryPoint;
 use crate::kvm::{KvmError, refused};
 
 pub use kick::Kick;
-pub use run::{Buses, ExitRepair, NoRepair, Repair, Stop, VcpuFailure};
+pub use run::{Buses, ExitRepair, NoRepair, Refusal, Repair, Stop, VcpuFailure};
 pub use sampler::{Profile, Sampler};
 pub use state::{StateSupport, VcpuState, VcpuStateError};
 

@@ -1,6 +1,6 @@
 //! The loop that runs a virtual processor and serves its exits.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -140,33 +140,43 @@ impl fmt::Display for Registers {
 }
 
 /// What came of an attempt to repair an exit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
     /// The processor can go on.
     Resume,
-    /// It cannot.
-    Impossible,
+    /// It can, once the instruction has caused a general-protection fault.
+    Fault,
+    /// Nobody knows this exit: it ends the guest.
+    Unknown,
+    /// The exit is known and ends the guest, for this reason.
+    Impossible(String),
 }
 
 /// Repairs exits that end a guest on ordinary KVM, for hosts whose KVM leaves
 /// part of its work to us.
 pub trait ExitRepair: Send {
+    /// The processor is about to run, for the first time or after a restore.
+    fn start(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        let _ = vcpu;
+        Repair::Resume
+    }
+
     /// KVM gave up on an instruction (`KVM_EXIT_INTERNAL_ERROR`).
     fn internal_error(&mut self, vcpu: &mut VcpuFd) -> Repair {
         let _ = vcpu;
-        Repair::Impossible
+        Repair::Unknown
     }
 
     /// A breakpoint of ours was met (`KVM_EXIT_DEBUG`).
     fn debug(&mut self, vcpu: &mut VcpuFd) -> Repair {
         let _ = vcpu;
-        Repair::Impossible
+        Repair::Unknown
     }
 
     /// The guest wrote an MSR that is filtered (`KVM_EXIT_X86_WRMSR`).
     fn write_msr(&mut self, vcpu: &mut VcpuFd, index: u32, value: u64) -> Repair {
         let _ = (vcpu, index, value);
-        Repair::Impossible
+        Repair::Unknown
     }
 }
 
@@ -204,6 +214,8 @@ impl Vcpu {
         sampler: &Sampler,
         repair: &mut dyn ExitRepair,
     ) -> Result<(), VcpuFailure> {
+        let started = repair.start(&mut self.fd);
+        self.repaired(started, || "its start failed".to_owned())?;
         while !stop.is_set() {
             let pending = match self.fd.run() {
                 Ok(exit) => serve(exit, buses),
@@ -243,41 +255,53 @@ impl Vcpu {
     }
 
     fn settle(&mut self, pending: Pending, repair: &mut dyn ExitRepair) -> Result<(), VcpuFailure> {
-        let (repaired, reason) = match pending {
-            Pending::Nothing => return Ok(()),
+        match pending {
+            Pending::Nothing => Ok(()),
             Pending::TripleFault => {
                 let registers = self.registers();
-                return Err(VcpuFailure::TripleFault {
+                Err(VcpuFailure::TripleFault {
                     vcpu: self.id,
-                    registers,
-                });
-            }
-            Pending::Reset => return Err(VcpuFailure::Reset { vcpu: self.id }),
-            Pending::GaveUp(reason) => (Repair::Impossible, reason),
-            Pending::InternalError => {
-                let reason = internal_error_text(&mut self.fd);
-                (repair.internal_error(&mut self.fd), reason)
-            }
-            Pending::Debug => (
-                repair.debug(&mut self.fd),
-                "unexpected debug exit".to_owned(),
-            ),
-            Pending::WriteMsr(index, value) => (
-                repair.write_msr(&mut self.fd, index, value),
-                format!("unexpected write of MSR {index:#x}"),
-            ),
-        };
-        match repaired {
-            Repair::Resume => Ok(()),
-            Repair::Impossible => {
-                let registers = self.registers();
-                Err(VcpuFailure::GaveUp {
-                    vcpu: self.id,
-                    reason,
                     registers,
                 })
             }
+            Pending::Reset => Err(VcpuFailure::Reset { vcpu: self.id }),
+            Pending::GaveUp(reason) => self.repaired(Repair::Impossible(reason), String::new),
+            Pending::InternalError => {
+                let refusal = Refusal::of(&mut self.fd);
+                let repaired = repair.internal_error(&mut self.fd);
+                self.repaired(repaired, || refusal.to_string())
+            }
+            Pending::Debug => {
+                let repaired = repair.debug(&mut self.fd);
+                self.repaired(repaired, || "unexpected debug exit".to_owned())
+            }
+            Pending::WriteMsr(index, value) => {
+                let repaired = repair.write_msr(&mut self.fd, index, value);
+                self.repaired(repaired, || format!("unexpected write of MSR {index:#x}"))
+            }
         }
+    }
+
+    fn repaired(
+        &mut self,
+        repaired: Repair,
+        unknown: impl FnOnce() -> String,
+    ) -> Result<(), VcpuFailure> {
+        let reason = match repaired {
+            Repair::Resume => return Ok(()),
+            Repair::Fault => {
+                fail_msr_access(&mut self.fd);
+                return Ok(());
+            }
+            Repair::Unknown => unknown(),
+            Repair::Impossible(reason) => reason,
+        };
+        let registers = self.registers();
+        Err(VcpuFailure::GaveUp {
+            vcpu: self.id,
+            reason,
+            registers,
+        })
     }
 
     fn registers(&self) -> Registers {
@@ -322,29 +346,60 @@ fn serve(exit: VcpuExit<'_>, buses: &Buses) -> Pending {
     Pending::Nothing
 }
 
+/// Has the access to an MSR that a processor has left guest mode for fail.
+fn fail_msr_access(vcpu: &mut VcpuFd) {
+    vcpu.get_kvm_run().__bindgen_anon_1.msr.error = 1;
+}
+
 /// What `KVM_EXIT_INTERNAL_ERROR` says (`Documentation/virt/kvm/api.rst`).
-fn internal_error_text(vcpu: &mut VcpuFd) -> String {
-    const EMULATION: u32 = 1;
-    const HAS_INSTRUCTION: u64 = 1;
-    let run = vcpu.get_kvm_run();
-    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so that this member
-    // of the union is the one that is filled; all are plain numbers.
-    let internal = unsafe { run.__bindgen_anon_1.internal };
-    if internal.suberror != EMULATION {
-        return format!("internal error {}", internal.suberror);
-    }
-    let mut text = "it cannot emulate the instruction".to_owned();
-    if internal.ndata >= 3 && internal.data[0] & HAS_INSTRUCTION != 0 {
-        let bytes = [
-            internal.data[1].to_le_bytes(),
-            internal.data[2].to_le_bytes(),
-        ]
-        .concat();
-        let length = usize::from(bytes[0]).min(bytes.len() - 1);
-        for byte in &bytes[1..=length] {
-            // Writing to a string cannot fail.
-            let _ = write!(text, " {byte:02x}");
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal {
+    suberror: u32,
+    /// A length, then as many bytes of the instruction.
+    instruction: Option<[u8; 16]>,
+}
+
+impl Refusal {
+    /// Of a processor that has left guest mode for this reason.
+    pub fn of(vcpu: &mut VcpuFd) -> Self {
+        const HAS_INSTRUCTION: u64 = 1;
+        let run = vcpu.get_kvm_run();
+        // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so that this
+        // member of the union is the one that is filled; all are plain numbers,
+        // for which any bits will do.
+        let internal = unsafe { run.__bindgen_anon_1.internal };
+        let has_instruction = internal.ndata >= 3 && internal.data[0] & HAS_INSTRUCTION != 0;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&internal.data[1].to_le_bytes());
+        bytes[8..].copy_from_slice(&internal.data[2].to_le_bytes());
+        Self {
+            suberror: internal.suberror,
+            instruction: has_instruction.then_some(bytes),
         }
     }
-    text
+
+    /// Whether it is about an instruction that was to be emulated.
+    pub fn is_emulation(&self) -> bool {
+        const EMULATION: u32 = 1;
+        self.suberror == EMULATION
+    }
+
+    /// The instruction's bytes and some that follow it, if KVM tells them.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        let (length, bytes) = self.instruction.as_ref()?.split_first()?;
+        bytes.get(..usize::from(*length).min(bytes.len()))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_emulation() {
+            return write!(f, "internal error {}", self.suberror);
+        }
+        f.write_str("it cannot emulate the instruction")?;
+        for byte in self.bytes().unwrap_or_default() {
+            write!(f, " {byte:02x}")?;
+        }
+        Ok(())
+    }
 }

@@ -9,6 +9,7 @@ use vmm::guest::Size;
 
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::place::Kvm;
 
 /// The user's images.
 #[derive(Debug)]
@@ -26,9 +27,12 @@ impl<'a> Assets<'a> {
         })
     }
 
-    /// The guest kernel's file.
-    pub(crate) fn kernel(&self) -> Result<PathBuf, Failure> {
-        self.file(Request::Kernel(Flavour::Hardware))
+    /// The file of the guest kernel for this KVM.
+    pub(crate) fn kernel(&self, kvm: &Kvm) -> Result<PathBuf, Failure> {
+        self.file(Request::Kernel(match kvm {
+            Kvm::Pvm { .. } => Flavour::Pvm,
+            Kvm::Hardware | Kvm::Missing { .. } => Flavour::Hardware,
+        }))
     }
 
     /// The file of the initramfs with the agent.

@@ -33,7 +33,8 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         GuestCommand::Start(start) => Some(config_file::complete(&start.machine)?),
         _ => None,
     };
-    if place::decide(on, output)? == Place::Lab {
+    let place = place::decide(on, output)?;
+    if place == Place::Lab {
         if matches!(command, GuestCommand::List) && !lab::is_up() {
             return output.result(&json!([]), || {
                 "no guest is running (the lab is not up)".into()
@@ -48,7 +49,8 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
                 profile: *profile,
                 ..Purpose::default()
             };
-            let guest = machine::launch(name, &options.unwrap_or_default(), &purpose, output)?;
+            let guest =
+                machine::launch(name, &options.unwrap_or_default(), &purpose, place, output)?;
             let status = guest.dir().status()?;
             output.result(&status, || {
                 format!("guest {name} is ready{}", boot_time(&status))

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name};
 use images::kernel;
-use vmm::config::ReadyTimeout;
+use vmm::config::{HostKvm, ReadyTimeout};
 use vmm::guest::{Drive, Guest, GuestSpec, RunRoot, Size};
 
 use crate::assets::{self, Assets};
@@ -14,12 +15,18 @@ use crate::companions;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
-use crate::place;
+use crate::place::{self, Kvm, Place};
 
 /// The template of guests whose starter named none.
 const DEFAULT_TEMPLATE: &str = "busybox";
 /// Size of a data disk when nobody says otherwise.
 const DEFAULT_DISK: Size = Size::mib(4096);
+
+/// How long a guest may take on a PVM host, where any kernel but ours takes
+/// minutes.
+const PVM_READY_TIMEOUT: Duration = Duration::from_mins(10);
+/// Instructions that the boot of a distribution's kernel takes, roughly.
+const UNTRIMMED_BOOT: u64 = 150_000_000;
 
 /// What kind of guest is wanted.
 #[derive(Debug, Clone, Default)]
@@ -39,14 +46,18 @@ pub(crate) fn launch(
     name: &Name,
     options: &MachineOptions,
     purpose: &Purpose,
+    place: Place,
     output: &Output,
 ) -> Result<Guest, Failure> {
-    place::require_hardware()?;
+    let kvm = place::kvm_for(place)?;
     companions::machine_process(output)?;
     let assets = Assets::open(output)?;
     let kernel = match &options.kernel {
-        Some(path) => absolute(path)?,
-        None => assets.kernel()?,
+        Some(path) => {
+            warn_of_slow_boot(&kvm, output);
+            absolute(path)?
+        }
+        None => assets.kernel(&kvm)?,
     };
     let initramfs = assets.initramfs()?;
     let mut drives = Vec::new();
@@ -68,6 +79,12 @@ pub(crate) fn launch(
         });
     }
     let mut spec = GuestSpec::new(kernel, kernel::COMMAND_LINE);
+    if matches!(kvm, Kvm::Pvm { .. }) {
+        spec.host_kvm = HostKvm::Pvm;
+        spec.cmdline = format!("{} {}", spec.cmdline, vmm::pvm::COMMAND_LINE);
+        spec.ready_timeout = ReadyTimeout::try_from(PVM_READY_TIMEOUT.as_millis() as u64)
+            .unwrap_or(ReadyTimeout::MAX);
+    }
     spec.vcpus = options.vcpus.unwrap_or(spec.vcpus);
     spec.memory = options.memory.unwrap_or(spec.memory);
     spec.initrds = vec![initramfs];
@@ -95,6 +112,19 @@ pub(crate) fn launch(
     // Which signal it was is known here, not there.
     interrupt.check()?;
     Ok(started?)
+}
+
+/// Says what a kernel that is not ours will take where it is emulated.
+fn warn_of_slow_boot(kvm: &Kvm, output: &Output) {
+    if let Kvm::Pvm { insn_per_s } = kvm {
+        let seconds = UNTRIMMED_BOOT / (*insn_per_s).max(1);
+        output.say(format!(
+            "this kernel's code is emulated here, {:.1} million instructions a second: if it is \
+             not built for that, its boot will take {seconds} s or more; without --kernel, one \
+             that is gets used",
+            *insn_per_s as f64 / 1e6
+        ));
+    }
 }
 
 fn templates(options: &MachineOptions, purpose: &Purpose) -> Result<Vec<Name>, Failure> {

@@ -16,6 +16,8 @@ use crate::output::Output;
 pub(crate) enum Place {
     /// Here.
     Hardware,
+    /// Here, on a KVM that emulates their kernels.
+    Pvm,
     /// In the lab.
     Lab,
 }
@@ -26,8 +28,11 @@ pub(crate) enum Kvm {
     /// Guests run on it.
     Hardware,
     /// Guests' kernels are emulated an instruction at a time, for want of VT-x
-    /// and SVM: ordinary ones do not boot.
-    Pvm,
+    /// and SVM: ordinary machines do not boot.
+    Pvm {
+        /// Instructions that are emulated in a second.
+        insn_per_s: u64,
+    },
     /// There is none, or it can't be used; why, and the cure.
     Missing {
         /// What is wrong.
@@ -55,11 +60,17 @@ pub(crate) fn decide(on: Option<On>, output: &Output) -> Result<Place, Failure> 
             "--on lab: this is the lab already; leave the option out",
         )),
         Some(On::Lab) => Ok(Place::Lab),
+        Some(On::Pvm) if is_lab() => Err(Failure::usage(
+            "--on pvm: this is the lab, whose KVM is not of the PVM kind; leave the option out",
+        )),
+        Some(On::Pvm) => Ok(Place::Pvm),
         None if is_lab() => Ok(Place::Hardware),
         None => match kvm() {
             Kvm::Hardware => Ok(Place::Hardware),
-            Kvm::Pvm => {
-                output.detail("KVM here is of the PVM kind: using the lab");
+            Kvm::Pvm { .. } => {
+                output.detail(
+                    "KVM here is of the PVM kind: using the lab (--on pvm uses it all the same)",
+                );
                 Ok(Place::Lab)
             }
             Kvm::Missing { why, .. } => {
@@ -70,21 +81,28 @@ pub(crate) fn decide(on: Option<On>, output: &Output) -> Result<Place, Failure> 
     }
 }
 
-/// Refuses to start a guest where it would not work.
-pub(crate) fn require_hardware() -> Result<(), Failure> {
-    refuse_all_but_hardware(kvm())
+/// The KVM that a guest is to be started on. Refuses one that it would not
+/// work on.
+pub(crate) fn kvm_for(place: Place) -> Result<Kvm, Failure> {
+    suitable(place, kvm())
 }
 
-fn refuse_all_but_hardware(kvm: Kvm) -> Result<(), Failure> {
-    match kvm {
-        Kvm::Hardware => Ok(()),
-        Kvm::Pvm => Err(Failure::new(
-            "this machine's /dev/kvm is of the PVM kind (it emulates guests' kernels for want of VT-x or SVM): guests do not start on \
-             it; run them in the lab, by leaving out --on hardware or saying --on lab",
+fn suitable(place: Place, kvm: Kvm) -> Result<Kvm, Failure> {
+    match (place, kvm) {
+        (Place::Hardware, kvm @ Kvm::Hardware) | (Place::Pvm, kvm @ Kvm::Pvm { .. }) => Ok(kvm),
+        (Place::Pvm, Kvm::Hardware) => Err(Failure::new(
+            "this machine's /dev/kvm is not of the PVM kind: guests run on its processor; leave \
+             out --on pvm",
         )),
-        Kvm::Missing { why, cure } => Err(Failure::new(format!(
-            "{why}: {cure}; or run guests in the lab, by leaving out --on hardware or saying \
-             --on lab"
+        (_, Kvm::Pvm { .. }) => Err(Failure::new(
+            "this machine's /dev/kvm is of the PVM kind (it emulates guests' kernels for want of \
+             VT-x or SVM): say --on pvm to run guests on it, slowly, or run them in the lab, by \
+             leaving out --on hardware or saying --on lab",
+        )),
+        (_, Kvm::Hardware) => Ok(Kvm::Hardware),
+        (_, Kvm::Missing { why, cure }) => Err(Failure::new(format!(
+            "{why}: {cure}; or run guests in the lab, by leaving out --on hardware or --on pvm, \
+             or saying --on lab"
         ))),
     }
 }
@@ -105,7 +123,12 @@ pub(crate) fn kvm() -> Kvm {
     }
     let kind = match probe().kind {
         KvmKind::Hardware { .. } => Kvm::Hardware,
-        KvmKind::Pvm { .. } => Kvm::Pvm,
+        KvmKind::Pvm {
+            emulated_insn_per_s,
+            ..
+        } => Kvm::Pvm {
+            insn_per_s: emulated_insn_per_s,
+        },
         KvmKind::Unusable { reason } => {
             return Kvm::Missing {
                 why: format!("{DEVICE} is of no use ({reason})"),
@@ -160,22 +183,28 @@ impl Known {
     /// What was remembered, unless it is about another boot or nonsense.
     fn kind(&self) -> Option<Kvm> {
         let text = fs::read_to_string(&self.path).ok()?;
-        match text.trim_end().split_once(' ')? {
-            (boot_id, "hardware") if boot_id == self.boot_id => Some(Kvm::Hardware),
-            (boot_id, "pvm") if boot_id == self.boot_id => Some(Kvm::Pvm),
+        let mut words = text.split_whitespace();
+        if words.next()? != self.boot_id {
+            return None;
+        }
+        match (words.next()?, words.next()) {
+            ("hardware", None) => Some(Kvm::Hardware),
+            ("pvm", Some(rate)) => Some(Kvm::Pvm {
+                insn_per_s: rate.parse().ok()?,
+            }),
             _ => None,
         }
     }
 
     fn remember(&self, kind: &Kvm) {
-        let word = match kind {
-            Kvm::Hardware => "hardware",
-            Kvm::Pvm => "pvm",
+        let words = match kind {
+            Kvm::Hardware => "hardware".to_owned(),
+            Kvm::Pvm { insn_per_s } => format!("pvm {insn_per_s}"),
             Kvm::Missing { .. } => return,
         };
         // One line in one write: a reader gets it whole or finds nonsense. If
         // it can't be written, the next command probes again.
-        let _ = fs::write(&self.path, format!("{} {word}\n", self.boot_id));
+        let _ = fs::write(&self.path, format!("{} {words}\n", self.boot_id));
     }
 }
 
@@ -195,7 +224,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = known(dir.path(), "first");
         assert_eq!(first.kind(), None);
-        for kind in [Kvm::Hardware, Kvm::Pvm] {
+        let pvm = Kvm::Pvm {
+            insn_per_s: 1_500_000,
+        };
+        for kind in [Kvm::Hardware, pvm] {
             first.remember(&kind);
             assert_eq!(first.kind(), Some(kind));
         }
@@ -205,15 +237,22 @@ mod tests {
     }
 
     #[test]
-    fn a_pvm_host_is_refused_with_the_way_out() {
-        assert!(refuse_all_but_hardware(Kvm::Hardware).is_ok());
-        let refused = |kvm| refuse_all_but_hardware(kvm).unwrap_err().to_string();
-        assert!(refused(Kvm::Pvm).contains("--on lab"));
+    fn each_place_has_its_kvm_and_a_way_out_of_the_others() {
+        let pvm = Kvm::Pvm { insn_per_s: 1 };
+        assert_eq!(
+            suitable(Place::Hardware, Kvm::Hardware).ok(),
+            Some(Kvm::Hardware)
+        );
+        assert_eq!(suitable(Place::Pvm, pvm.clone()).ok(), Some(pvm.clone()));
+        let refused = |place, kvm| suitable(place, kvm).unwrap_err().to_string();
+        let message = refused(Place::Hardware, pvm);
+        assert!(message.contains("--on lab") && message.contains("--on pvm"));
+        assert!(refused(Place::Pvm, Kvm::Hardware).contains("leave out --on pvm"));
         let missing = Kvm::Missing {
             why: "there is no /dev/kvm".to_owned(),
             cure: "get one",
         };
-        let message = refused(missing);
+        let message = refused(Place::Pvm, missing);
         assert!(message.contains("--on lab") && message.contains("get one"));
     }
 }

@@ -26,7 +26,8 @@ const GUEST_OVERHEAD_MIB: u64 = 128;
 /// Runs `insula run`.
 pub(crate) fn main(options: &RunOptions, on: Option<On>, output: &Output) -> Outcome {
     check(options)?;
-    if place::decide(on, output)? == Place::Lab {
+    let place = place::decide(on, output)?;
+    if place == Place::Lab {
         return forward::to_lab(None, output);
     }
     match options.model {
@@ -38,8 +39,8 @@ pub(crate) fn main(options: &RunOptions, on: Option<On>, output: &Output) -> Out
                 .exec(),
         )),
         Model::HostVps => host_vps(options, output),
-        Model::GuestVps => guest_vps(options, output),
-        Model::Microvm => microvm(options, output),
+        Model::GuestVps => guest_vps(options, place, output),
+        Model::Microvm => microvm(options, place, output),
     }
 }
 
@@ -138,7 +139,7 @@ fn host_vps(options: &RunOptions, output: &Output) -> Outcome {
     )))
 }
 
-fn guest_vps(options: &RunOptions, output: &Output) -> Outcome {
+fn guest_vps(options: &RunOptions, place: Place, output: &Output) -> Outcome {
     let name = own_name()?;
     let spec = VpsSpec {
         name: name.clone(),
@@ -174,12 +175,12 @@ fn guest_vps(options: &RunOptions, output: &Output) -> Outcome {
         ephemeral: true,
         ..Purpose::default()
     };
-    in_own_guest(&name, &machine, &purpose, output, |client| {
+    in_own_guest(&name, &machine, &purpose, place, output, |client| {
         streams.attach(client.run(run), None)
     })
 }
 
-fn microvm(options: &RunOptions, output: &Output) -> Outcome {
+fn microvm(options: &RunOptions, place: Place, output: &Output) -> Outcome {
     let memory = match options.limits.memory {
         Some(size) => Some(MemSize::try_from(size.as_mib()).map_err(Failure::usage)?),
         None => None,
@@ -204,7 +205,7 @@ fn microvm(options: &RunOptions, output: &Output) -> Outcome {
         user: None,
         terminal: streams.terminal,
     };
-    in_own_guest(&own_name()?, &machine, &purpose, output, |client| {
+    in_own_guest(&own_name()?, &machine, &purpose, place, output, |client| {
         streams.attach(client.exec(exec), None)
     })
 }
@@ -215,11 +216,12 @@ fn in_own_guest(
     name: &Name,
     machine: &MachineOptions,
     purpose: &Purpose,
+    place: Place,
     output: &Output,
     act: impl FnOnce(Client) -> Outcome,
 ) -> Outcome {
     sweep(&RunRoot::for_user()?, output);
-    let guest = machine::launch(name, machine, purpose, output)?;
+    let guest = machine::launch(name, machine, purpose, place, output)?;
     let interrupt = Interrupt::catch()?;
     interrupt.check()?;
     let outcome = Client::connect(&guest.endpoint())

@@ -24,7 +24,8 @@ const DETACH: u8 = 0x1d;
 
 /// Runs an `insula vps` command.
 pub(crate) fn main(command: &VpsCommand, on: Option<On>, output: &Output) -> Outcome {
-    if place::decide(on, output)? == Place::Lab {
+    let place = place::decide(on, output)?;
+    if place == Place::Lab {
         return forward::to_lab(None, output);
     }
     match command {
@@ -56,7 +57,7 @@ pub(crate) fn main(command: &VpsCommand, on: Option<On>, output: &Output) -> Out
                     RestartPolicy::AllowReboot
                 },
             };
-            create(guest, spec, !no_start, output)
+            create(guest, spec, !no_start, place, output)
         }
         VpsCommand::Start { guest, names } => each(guest, names, output, |client, name| {
             Ok(Some(client.vps_start(name)?))
@@ -130,7 +131,13 @@ pub(crate) fn limits_of(options: &LimitOptions) -> Limits {
     }
 }
 
-fn create(guest: &GuestChoice, spec: VpsSpec, start: bool, output: &Output) -> Outcome {
+fn create(
+    guest: &GuestChoice,
+    spec: VpsSpec,
+    start: bool,
+    place: Place,
+    output: &Output,
+) -> Outcome {
     let endpoint = if let Some(dir) = choose(guest.guest.as_ref(), output)? {
         dir.endpoint()
     } else {
@@ -138,7 +145,7 @@ fn create(guest: &GuestChoice, spec: VpsSpec, start: bool, output: &Output) -> O
         output.say(format!("no guest is running: starting guest {main}"));
         let mut options = MachineOptions::default();
         options.templates.push(spec.template.clone());
-        machine::launch(&main, &options, &Purpose::default(), output)?.endpoint()
+        machine::launch(&main, &options, &Purpose::default(), place, output)?.endpoint()
     };
     let mut client = Client::connect(&endpoint)?;
     let name = spec.name.clone();

@@ -106,6 +106,8 @@ pub(crate) struct Global {
 pub(crate) enum On {
     /// This machine's own KVM
     Hardware,
+    /// This machine's own KVM of the PVM kind, which emulates guests' kernels
+    Pvm,
     /// The emulated host
     Lab,
 }

@@ -69,7 +69,8 @@ fn kind(kind: &KvmKind) -> Finding {
             return Finding::good(WHAT, format!("{kind}{emulated}"));
         }
         KvmKind::Pvm { .. } => {
-            "guests run in the lab; to run them directly, use a machine (or a kind of cloud \
+            "guests run on it with --on pvm: their programs at full speed, their kernels slowly; \
+             without that they run in the lab. For full speed, use a machine (or a kind of cloud \
              instance) with VT-x or SVM"
         }
         KvmKind::Unusable { .. } => "see the kernel's log (dmesg)",

@@ -1,0 +1,120 @@
+//! What a machine does for itself on a PVM host, where KVM emulates a guest's
+//! supervisor code and leaves some of it out.
+//!
+//! `README.md` beside this file tells what such a host does and why each
+//! repair is there. Nothing else in this program knows of them: the loop that
+//! runs a processor sees an [`ExitRepair`], and on VT-x and SVM there is none
+//! of this.
+
+mod atomic;
+mod counts;
+pub mod cpuid;
+mod instruction;
+mod paging;
+mod repair;
+mod syscall;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, kvm_enable_cap};
+use kvm_ioctls::{
+    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, SyncReg, VmFd,
+};
+
+use self::repair::PvmRepair;
+use crate::kvm::{KvmError, refused};
+use crate::memory::GuestMemory;
+use crate::vcpu::ExitRepair;
+
+pub use self::counts::{Counts, RepairCounts};
+
+/// What a guest's kernel is told beside its usual command line: not to use
+/// what the emulator refuses, though CPUID has it whatever we say, nor what
+/// only costs instructions where each is emulated.
+pub const COMMAND_LINE: &str = "mitigations=off no_timer_check lpj=1000000 \
+     clearcpuid=popcnt,cx16,smap,smep,fsgsbase,xsave,pcid,invpcid,erms,fsrm,rdpid,umip,rdseed,\
+     rdrand,movbe,rdtscp,pclmulqdq,ssse3,sse4_1,sse4_2,aes,sha_ni,adx,bmi1,bmi2";
+
+/// What is needed of KVM: capability, its name, its purpose.
+const REQUIRED: [(Cap, &str, &str); 3] = [
+    (
+        Cap::X86UserSpaceMsr,
+        "KVM_CAP_X86_USER_SPACE_MSR",
+        "system calls on a PVM host",
+    ),
+    (
+        Cap::X86MsrFilter,
+        "KVM_CAP_X86_MSR_FILTER",
+        "system calls on a PVM host",
+    ),
+    (
+        Cap::SetGuestDebug,
+        "KVM_CAP_SET_GUEST_DEBUG",
+        "system calls on a PVM host",
+    ),
+];
+
+/// The repairs of one machine.
+#[derive(Debug)]
+pub struct Pvm {
+    kernel: PathBuf,
+    counts: Arc<Counts>,
+}
+
+impl Pvm {
+    /// Prepares a machine that is to run `kernel`. To be called before it has
+    /// processors.
+    ///
+    /// # Errors
+    /// [`KvmError::Capability`] when this host lacks something.
+    pub fn enable(kvm: &Kvm, vm: &VmFd, kernel: PathBuf) -> Result<Self, KvmError> {
+        let missing = REQUIRED
+            .into_iter()
+            .find(|(capability, ..)| !kvm.check_extension(*capability));
+        if let Some((_, name, purpose)) = missing {
+            return Err(KvmError::Capability { name, purpose });
+        }
+        let synced = SyncReg::Register as i32 | SyncReg::SystemRegister as i32;
+        if kvm.check_extension_int(Cap::SyncRegs) & synced != synced {
+            return Err(KvmError::Capability {
+                name: "KVM_CAP_SYNC_REGS",
+                purpose: "registers at an exit on a PVM host",
+            });
+        }
+        let exits = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [u64::from(KVM_MSR_EXIT_REASON_FILTER), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        vm.enable_cap(&exits)
+            .map_err(refused("tell of the guest's writes to MSRs"))?;
+        // A set bit is a register that is left to KVM: CSTAR, in the middle.
+        let filter = MsrFilterRange {
+            flags: MsrFilterRangeFlags::WRITE,
+            base: syscall::MSR_STAR,
+            msr_count: syscall::MSR_FMASK - syscall::MSR_STAR + 1,
+            bitmap: &[0b0100],
+        };
+        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter])
+            .map_err(refused("filter the guest's writes to MSRs"))?;
+        Ok(Self {
+            kernel,
+            counts: Arc::default(),
+        })
+    }
+
+    /// The repairs of one of its processors, which runs on `memory`.
+    pub fn repair(&self, memory: &GuestMemory) -> Box<dyn ExitRepair> {
+        Box::new(PvmRepair::new(
+            memory.clone(),
+            self.kernel.clone(),
+            Arc::clone(&self.counts),
+        ))
+    }
+
+    /// How often something was repaired.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+}
