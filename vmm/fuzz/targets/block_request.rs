@@ -7,17 +7,16 @@
 
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::memory::GuestMemory;
 use vmm::devices::virtio::block::request::{Operation, Status, finish, parse};
 use vmm::devices::virtio::chain::Message;
+use vmm::memory::GuestMemory;
 
 const MEMORY: usize = 1 << 16;
 const CAPACITY: u64 = 1 << 20;
 
 fuzz_target!(|input: (bool, Vec<u8>, Vec<(bool, u64, u32)>)| {
     let (read_only, content, buffers) = input;
-    let memory =
-        GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
     let length = content.len().min(MEMORY);
     memory
         .write_slice(&content[..length], GuestAddress(0))

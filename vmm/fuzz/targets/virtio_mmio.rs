@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::memory::GuestMemory;
 use vmm::devices::bus::BusDevice;
 use vmm::devices::virtio::VirtioDevice;
 use vmm::devices::virtio::block::Block;
 use vmm::devices::virtio::mmio::Transport;
 use vmm::devices::virtio::vsock::{Vsock, VsockConfig};
+use vmm::memory::GuestMemory;
 
 const MEMORY: usize = 1 << 18;
 
@@ -31,8 +31,7 @@ const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
 
 fuzz_target!(|input: (bool, Vec<u8>, Vec<(u16, u32, bool)>)| {
     let (is_block, content, accesses) = input;
-    let memory =
-        GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
     let length = content.len().min(MEMORY);
     memory
         .write_slice(&content[..length], GuestAddress(0))

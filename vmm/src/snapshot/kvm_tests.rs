@@ -117,7 +117,7 @@ impl Guest {
 
     fn saved(&self, kvm: &Kvm) -> SavedMachine {
         for vcpu in &self.vcpus {
-            vcpu.announce_pause().unwrap();
+            vcpu.tell_of_pause();
         }
         SavedMachine {
             config: "{}".to_owned(),

@@ -41,11 +41,13 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError`]: which file is not what it should be, and why.
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
+        // As it was given: finding out where it really is would take longer
+        // than all the rest.
+        let dir = std::path::absolute(dir).map_err(SnapshotError::io("find", dir))?;
         Self::open_layer(dir, MOST_LAYERS)
     }
 
-    fn open_layer(dir: &Path, layers: usize) -> Result<Self, SnapshotError> {
-        let dir = fs::canonicalize(dir).map_err(SnapshotError::io("find the snapshot", dir))?;
+    fn open_layer(dir: PathBuf, layers: usize) -> Result<Self, SnapshotError> {
         let path = dir.join(STATE);
         let bytes = read_state(&dir, &path)?;
         let state = file::decode(&bytes, &path)?;
@@ -63,7 +65,12 @@ impl Snapshot {
                 });
             }
             Some(parent) => {
-                let below = Self::open_layer(&dir.join(&parent.dir), layers - 1)?;
+                let place = dir.join(&parent.dir);
+                let place = fs::canonicalize(&place).map_err(SnapshotError::io(
+                    "find the snapshot that this one is a change of,",
+                    &place,
+                ))?;
+                let below = Self::open_layer(place, layers - 1)?;
                 if below.id() != parent.id {
                     return Err(SnapshotError::WrongParent {
                         path: dir,
@@ -109,7 +116,7 @@ impl Snapshot {
     pub fn as_parent(&self) -> SnapshotRef {
         SnapshotRef {
             id: self.id(),
-            dir: self.dir.clone(),
+            dir: fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone()),
         }
     }
 

@@ -42,8 +42,9 @@ pub(super) fn used_pages(
     Ok(used)
 }
 
-/// Makes the file at `path` with those of `pages` that are not zero, on disk
-/// when this returns. No processor may be running, and no device working.
+/// Makes the file at `path` with those of `pages` that are not zero. No
+/// processor may be running, and no device working. What is in the file need
+/// not be on disk yet.
 pub(super) fn write(
     memory: &GuestMemory,
     pages: &PageSet,
@@ -91,10 +92,7 @@ pub(super) fn write(
             offset += bytes.len() as u64;
         }
     }
-    let content = writer.hasher.finish(size);
-    file.sync_all()
-        .map_err(SnapshotError::io("write to the disk", path))?;
-    Ok(content)
+    Ok(writer.hasher.finish(size))
 }
 
 struct Writer<'a> {

@@ -334,3 +334,57 @@ fn a_state_that_cannot_be_is_refused() {
         assert!(state.check().is_err(), "change {index}");
     }
 }
+
+/// Only root may mount something; what is mounted is seen by one thread only.
+fn in_small_file_system(path: &Path, size: &str, test: impl FnOnce() + Send) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    let body = || {
+        // SAFETY: the thread shares its file system with no other from here on,
+        // and nothing else changes.
+        if unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.is_err() {
+            return;
+        }
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).unwrap();
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount(
+            "none",
+            path,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .unwrap();
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(body).join().unwrap());
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_snapshot_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    in_small_file_system(root.path(), "96k", || {
+        let dir = root.path().join("snap");
+        let memory = memory(1);
+        let old = take(&dir, &memory).snapshot;
+        for page in 0..PAGES {
+            put(&memory, page, 2);
+        }
+        let error = SnapshotWriter::create(&dir, &memory, all()).unwrap_err();
+        assert!(matches!(error, SnapshotError::NoRoom { .. }), "{error}");
+        assert_eq!(names(root.path()), ["snap"]);
+        assert_eq!(Snapshot::open(&dir).unwrap().id(), old.id);
+
+        let disk = root.path().join("disk");
+        fs::write(&disk, [1; 48 << 10]).unwrap();
+        let mut writer = SnapshotWriter::create(&dir, &self::memory(1), all()).unwrap();
+        let error = writer
+            .copy_disk("data", &fs::File::open(&disk).unwrap())
+            .unwrap_err();
+        assert!(matches!(error, SnapshotError::NoRoom { .. }), "{error}");
+        drop(writer);
+        assert_eq!(names(root.path()), ["disk", "snap"]);
+        assert_eq!(Snapshot::open(&dir).unwrap().id(), old.id);
+    });
+}

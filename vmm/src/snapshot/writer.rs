@@ -189,13 +189,11 @@ impl SnapshotWriter {
     /// there still.
     pub fn finish(mut self, machine: SavedMachine) -> Result<Taken, SnapshotError> {
         let dir = self.dir.path().to_owned();
-        let mut files = vec![open(&dir.join(MEMORY))?];
+        let mut files = vec![open_synced(&dir.join(MEMORY))?];
         for disk in &mut self.disks {
             if let Some(name) = &disk.file {
                 let path = dir.join(DISKS).join(name);
-                let copy = open(&path)?;
-                copy.sync_all()
-                    .map_err(SnapshotError::io("write to the disk", &path))?;
+                let copy = open_synced(&path)?;
                 disk.content = Some(digest::of_file(&copy, &path)?);
                 files.push(copy);
             }
@@ -245,8 +243,13 @@ pub(super) fn id_of(state: &[u8]) -> SnapshotId {
     SnapshotId(Sha256::digest(state).into())
 }
 
-fn open(path: &Path) -> Result<File, SnapshotError> {
-    File::open(path).map_err(SnapshotError::io("open", path))
+/// A file whose content is on disk. That takes longest: the machine does not
+/// wait for it.
+fn open_synced(path: &Path) -> Result<File, SnapshotError> {
+    let file = File::open(path).map_err(SnapshotError::io("open", path))?;
+    file.sync_all()
+        .map_err(SnapshotError::io("write to the disk", path))?;
+    Ok(file)
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
@@ -276,7 +279,7 @@ fn check_parent(parent: &SnapshotRef, target: &Path) -> Result<(), SnapshotError
         });
     }
     while let Some(snapshot) = layer {
-        if snapshot.dir() == target {
+        if fs::canonicalize(snapshot.dir()).is_ok_and(|dir| dir == target) {
             return Err(SnapshotError::ReplacesParent {
                 path: target.to_owned(),
             });

@@ -92,24 +92,6 @@ impl Vcpu {
             })?;
         Ok(leaves.as_slice().to_vec())
     }
-
-    /// Tells the guest, if it reads its time from kvm-clock, that it was
-    /// stopped, so that its watchdogs do not take the pause for a hang.
-    ///
-    /// # Errors
-    /// [`VcpuStateError::Refused`].
-    pub fn announce_pause(&self) -> Result<(), VcpuStateError> {
-        match self.fd.kvmclock_ctrl() {
-            Ok(()) => Ok(()),
-            // It does not use kvm-clock.
-            Err(error) if error.errno() == libc::EINVAL => Ok(()),
-            Err(source) => Err(VcpuStateError::Refused {
-                vcpu: self.id,
-                what: "mark the clock as paused",
-                source,
-            }),
-        }
-    }
 }
 
 /// Whether the guest uses the processor's virtualization itself.
