@@ -21,7 +21,10 @@ const CHORE: Duration = Duration::from_secs(30);
 pub(crate) fn compare(options: &[String], directory: &Path) -> anyhow::Result<u8> {
     let progress = Progress::stderr();
     let cache = Cache::user()?;
-    let images = Store::new(cache.clone()).ensure_all(&Request::DEFAULT, &progress)?;
+    let store = Store::new(cache.clone());
+    // In one go, as what can be is built side by side; the lab's host stays here.
+    store.ensure_all(&Request::IN_LAB, &progress)?;
+    let images = store.ensure_all(&Request::DEFAULT, &progress)?;
     let own = env::current_exe().context("cannot find this program's own file")?;
     let mut payload = Payload::new();
     payload.program(&own)?;

@@ -46,7 +46,6 @@ pub fn run_lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<()
     };
     let (reader, writer) = std::io::pipe().map_err(failed)?;
     command
-        .stdin(Stdio::null())
         .stderr(writer.try_clone().map_err(failed)?)
         .stdout(writer);
     let spawned = command.spawn();

@@ -42,6 +42,20 @@ impl Request {
         Self::Template(Template::Bench),
     ];
 
+    /// What a machine without hardware virtualization needs: the lab's host as well.
+    pub const IN_LAB: [Self; 7] = {
+        let [kernel, agent, initramfs, workload, busybox, bench] = Self::DEFAULT;
+        [
+            kernel,
+            agent,
+            initramfs,
+            workload,
+            busybox,
+            bench,
+            Self::LabHost,
+        ]
+    };
+
     /// Everything that can be asked for.
     pub const ALL: [Self; 9] = [
         Self::Kernel(Flavour::Hardware),
@@ -65,6 +79,10 @@ impl Request {
             Self::Workload => Kind::Workload,
             Self::LabHost => Kind::LabHost,
         }
+    }
+
+    fn is_kernel(self) -> bool {
+        matches!(self, Self::Kernel(_))
     }
 
     /// The file that the image is about, within its entry.
@@ -200,29 +218,25 @@ impl Store {
 
     /// All of these images, after their packages have been installed in one go.
     ///
+    /// Kernels are built one after the other, and what else there is beside them: much
+    /// of it while a kernel's source is unpacked, which keeps one processor busy.
+    ///
     /// # Errors
-    /// As [`Store::ensure`], for the first that fails.
+    /// As [`Store::ensure`], for the first in the order of `requests` that fails. What
+    /// is being built beside it is built to its end, so that the next try has it.
     pub fn ensure_all(&self, requests: &[Request], progress: &Progress) -> Result<Vec<Image>> {
         if self.cache.sealed()?.is_none() {
-            let mut needed: Vec<&str> = Vec::new();
-            for request in requests {
-                needed.extend(match request {
-                    Request::Kernel(_) => packages::KERNEL_BUILD,
-                    Request::Template(_) => packages::TEMPLATES,
-                    Request::LabHost => lab::host::PACKAGES,
-                    Request::Agent | Request::Initramfs | Request::Workload => {
-                        packages::STATIC_PROGRAMS
-                    }
-                });
-            }
-            needed.sort_unstable();
-            needed.dedup();
-            packages::ensure(&needed, "building images", progress)?;
+            install_packages(requests, progress)?;
         }
-        requests
-            .iter()
-            .map(|request| self.ensure(*request, progress))
-            .collect()
+        let has_kernel = requests.iter().any(|request| request.is_kernel());
+        in_two_lanes(requests, |request| {
+            let image = self.ensure(request, progress);
+            if let (Err(error), true, false) = (&image, has_kernel, request.is_kernel()) {
+                // The kernel may take minutes more before the caller can say it.
+                progress.say(&format!("{request} cannot be built: {error}"));
+            }
+            image
+        })
     }
 
     /// The root file system image that `template` means: the name of a template, or
@@ -257,6 +271,56 @@ impl Store {
     }
 }
 
+/// Installs what building these images needs.
+fn install_packages(requests: &[Request], progress: &Progress) -> Result<()> {
+    let mut needed: Vec<&str> = Vec::new();
+    for request in requests {
+        needed.extend(match request {
+            Request::Kernel(_) => packages::KERNEL_BUILD,
+            Request::Template(_) => packages::TEMPLATES,
+            Request::LabHost => lab::host::PACKAGES,
+            Request::Agent | Request::Initramfs | Request::Workload => packages::STATIC_PROGRAMS,
+        });
+    }
+    needed.sort_unstable();
+    needed.dedup();
+    packages::ensure(&needed, "building images", progress)
+}
+
+/// Calls `build` for each request: for kernels one after the other, and beside them
+/// for the others, each lane up to its first failure.
+fn in_two_lanes<T: Send>(
+    requests: &[Request],
+    build: impl Fn(Request) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let lane = |kernels: bool| {
+        let mut built = Vec::new();
+        for &request in requests.iter().filter(|r| r.is_kernel() == kernels) {
+            built.push(build(request));
+            if built.last().is_some_and(Result::is_err) {
+                break;
+            }
+        }
+        built.into_iter()
+    };
+    let (mut kernels, mut others) = std::thread::scope(|scope| {
+        let others = scope.spawn(|| lane(false));
+        let kernels = lane(true);
+        let others = others.join();
+        let others = others.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (kernels, others)
+    });
+    // A lane that stopped ends with its error, which is where this stops as well.
+    let in_order = requests.iter().map_while(|request| {
+        if request.is_kernel() {
+            kernels.next()
+        } else {
+            others.next()
+        }
+    });
+    in_order.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,6 +346,32 @@ mod tests {
             message.contains("debian") && message.contains("template/busybox"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn images_come_in_the_order_of_their_requests() {
+        let built = in_two_lanes(&Request::IN_LAB, |request| Ok(request.to_string()));
+        assert_eq!(built.unwrap(), Request::IN_LAB.map(|r| r.to_string()));
+    }
+
+    #[test]
+    fn a_failure_ends_its_lane_only_and_is_told() {
+        let tried = std::sync::Mutex::new(Vec::new());
+        let failed = in_two_lanes(&Request::IN_LAB, |request| {
+            tried.lock().unwrap().push(request);
+            match request {
+                Request::Initramfs => Err(Error::UnknownImage {
+                    name: "x".to_owned(),
+                    available: String::new(),
+                }),
+                _ => Ok(()),
+            }
+        });
+        assert!(matches!(failed, Err(Error::UnknownImage { .. })));
+        let tried = tried.into_inner().unwrap();
+        assert_eq!(tried.len(), 3, "{tried:?}");
+        assert!(tried.contains(&Request::Kernel(Flavour::Hardware)));
+        assert!(!tried.contains(&Request::LabHost));
     }
 
     #[test]

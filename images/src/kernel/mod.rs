@@ -33,6 +33,11 @@ pub const CONFIG: &str = "config";
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 \
      dummy.numdummies=0 ifb.numifbs=0 rcupdate.rcu_expedited=1";
 
+/// Compiler flags that change nothing in what comes out: the C compiler does not
+/// follow each word through the macros that it came from, which costs a seventh of
+/// its time and would only be shown in warnings.
+const QUICKER: &str = "-ftrack-macro-expansion=0";
+
 /// Raise it when the recipe below changes what comes out of it.
 const RECIPE: &str = "1";
 
@@ -166,8 +171,10 @@ impl Make<'_> {
         make.arg("-C")
             .arg(self.source)
             .arg(format!("O={}", self.build.display()));
-        make.arg("ARCH=x86_64")
-            .arg(format!("KCFLAGS={}", self.flavour.compiler_flags()));
+        make.arg("ARCH=x86_64").arg(format!(
+            "KCFLAGS={} {QUICKER}",
+            self.flavour.compiler_flags()
+        ));
         // What would make two builds of the same source differ.
         make.args([
             "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",

@@ -13,8 +13,8 @@ use crate::progress::Progress;
 /// Bytes in a record of tar, its unit of counting.
 const TAR_RECORD: u64 = 10 * 1024;
 
-/// What no x86 kernel is built from; a third of the source. Configuration files
-/// stay, as the whole tree's are read.
+/// What no flavour is built from; half of the source. Configuration files and
+/// makefiles stay, as the whole tree's are read.
 const LEFT_OUT: &[&str] = &[
     "*/Documentation/*.rst",
     "*/Documentation/*.yaml",
@@ -24,8 +24,18 @@ const LEFT_OUT: &[&str] = &[
     "*/arch/xtensa/*.[chS]",
     "*/arch/*.dts",
     "*/arch/*.dtsi",
+    "*/drivers/accel/*.[ch]",
+    "*/drivers/comedi/*.[ch]",
     "*/drivers/gpu/drm/amd/*.[ch]",
+    "*/drivers/gpu/drm/msm/*.[ch]",
     "*/drivers/gpu/drm/nouveau/*.[ch]",
+    "*/drivers/gpu/drm/radeon/*.[ch]",
+    "*/drivers/iio/*.[ch]",
+    "*/drivers/infiniband/*.[ch]",
+    "*/drivers/media/*.[ch]",
+    "*/drivers/net/wireless/*.[ch]",
+    "*/drivers/staging/*.[ch]",
+    "*/sound/soc/*.[ch]",
     "*/tools/testing/*",
     "*/tools/perf/*",
 ];

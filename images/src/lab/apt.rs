@@ -98,6 +98,7 @@ impl Apt {
             "--no-install-recommends",
         ]);
         install.arg(MERGED_USR).args(packages);
+        install.stdin(Stdio::null());
         run_lines(&mut install, line)?;
         let archives = self.dir.join("archives");
         let mut debs = Vec::new();

@@ -31,6 +31,8 @@ impl Workbench {
         let programs = checkout::build_programs()?;
         let bare = tempfile::tempdir().context("cannot make a temporary directory")?;
         let store = Store::user()?;
+        // In one go, as what can be is built side by side; the lab's host stays here.
+        store.ensure_all(&Request::IN_LAB, &progress)?;
         let images = store.ensure_all(&Request::DEFAULT, &progress)?;
         let agent = store.ensure(Request::Agent, &progress)?;
 

@@ -68,6 +68,10 @@ pub(crate) fn is_up() -> bool {
 
 fn ensure(icount: bool, output: &Output) -> Result<Lab, Failure> {
     let config = LabConfig::new(icount, Cache::user()?)?;
+    if status_of(icount)?.is_none_or(|status| status.pid.is_none()) {
+        // In one go, before the start needs some: what can be is built side by side.
+        Store::user()?.ensure_all(&Request::IN_LAB, &output.progress())?;
+    }
     Ok(Lab::ensure(&config, &output.progress())?)
 }
 
