@@ -377,7 +377,7 @@ fn a_full_disk_leaves_the_old_snapshot_and_nothing_else() {
         assert_eq!(Snapshot::open(&dir).unwrap().id(), old.id);
 
         let disk = root.path().join("disk");
-        fs::write(&disk, [1; 48 << 10]).unwrap();
+        fs::write(&disk, vec![1; 48 << 10]).unwrap();
         let mut writer = SnapshotWriter::create(&dir, &self::memory(1), all()).unwrap();
         let error = writer
             .copy_disk("data", &fs::File::open(&disk).unwrap())
