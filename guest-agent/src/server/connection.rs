@@ -22,6 +22,8 @@ pub(crate) struct Connection {
     pub(crate) stage: Stage,
     /// What the socket is registered for.
     pub(crate) registered: EventFlags,
+    /// When it is closed if it has not come further by then.
+    pub(crate) deadline: Option<u64>,
     /// Request identifier of the session that the connection has become.
     pub(crate) session: u32,
 }
@@ -65,6 +67,7 @@ impl Connection {
             outbox: Outbox::default(),
             stage: Stage::Greeting(secret),
             registered: EventFlags::empty(),
+            deadline: None,
             session: 0,
         }
     }

@@ -1,9 +1,8 @@
 //! Requests.
 
+use super::Agent;
 use super::connection::{Connection, Stage, failure};
 use super::poller::Token;
-use super::timers::{Due, now};
-use super::{Agent, PATIENCE};
 use crate::protocol::{Code, Failure, Frame, FrameError, Hello, MAJOR, MINOR, Message, VpsInfo};
 use crate::supervisor::{Supervisor, Waiter};
 
@@ -138,8 +137,7 @@ impl Agent {
             Err(failure) => connection.outbox.push(id, Message::Error(failure)),
         }
         if matches!(connection.stage, Stage::Finishing) {
-            self.timers
-                .set(now() + PATIENCE, Due::Closing(connection.id));
+            self.limit(connection);
         }
     }
 

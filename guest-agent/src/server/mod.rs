@@ -329,8 +329,9 @@ impl Agent {
             Ok(Some((socket, secret))) => {
                 let id = self.next_connection;
                 self.next_connection = id.wrapping_add(1).max(1);
-                self.timers.set(now() + PATIENCE, Due::Closing(id));
-                self.settle(Connection::new(id, socket, secret));
+                let mut connection = Connection::new(id, socket, secret);
+                self.limit(&mut connection);
+                self.settle(connection);
             }
             Ok(None) => {}
             Err(e) => log(&format!("cannot accept a connection: {e}")),
@@ -391,10 +392,28 @@ impl Agent {
         self.settle(connection);
     }
 
+    /// Gives a connection only so much time to say hello, or to hang up.
+    fn limit(&mut self, connection: &mut Connection) {
+        self.unlimit(connection);
+        let deadline = now() + PATIENCE;
+        self.timers.set(deadline, Due::Closing(connection.id));
+        connection.deadline = Some(deadline);
+    }
+
+    /// Nothing wakes the agent, or a copy of it, for what is over.
+    fn unlimit(&mut self, connection: &mut Connection) {
+        if let Some(deadline) = connection.deadline.take() {
+            self.timers.clear(deadline, Due::Closing(connection.id));
+        }
+    }
+
     /// Brings a connection up to date after anything happened to it, and puts
     /// it (back) into the table, or lets it go.
     fn settle(&mut self, mut connection: Connection) {
         self.advance(&mut connection);
+        if !matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing) {
+            self.unlimit(&mut connection);
+        }
         if connection.outbox.len() > 0 {
             match connection.outbox.flush(&connection.socket) {
                 // A peer that has hung up may still have sent something
@@ -451,7 +470,8 @@ impl Agent {
     }
 
     /// Lets a connection go, and what lives for it.
-    fn drop_connection(&mut self, connection: Connection) {
+    fn drop_connection(&mut self, mut connection: Connection) {
+        self.unlimit(&mut connection);
         if let Stage::Process(process) = &connection.stage {
             process.hang_up();
             if let (Some(name), Ok(supervisor)) = (&process.init_of, &mut self.supervisor) {

@@ -3,8 +3,7 @@
 use super::connection::{Connection, Stage, failure};
 use super::files::{Reading, Writing};
 use super::process::{self, Process, pipes};
-use super::timers::{Due, now};
-use super::{Agent, Child, PATIENCE, conclude};
+use super::{Agent, Child, conclude};
 use crate::machine::{self, SessionCgroup};
 use crate::protocol::{
     CHUNK, Code, Exec, Failure, Message, Name, Run, Started, StdinCredit, Target, frame,
@@ -263,8 +262,7 @@ impl Agent {
             Stage::Greeting(_) | Stage::Control | Stage::Writing(_) | Stage::Finishing => {}
         }
         if !before && matches!(connection.stage, Stage::Finishing) {
-            self.timers
-                .set(now() + PATIENCE, Due::Closing(connection.id));
+            self.limit(connection);
         }
     }
 }
