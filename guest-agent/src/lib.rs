@@ -19,6 +19,8 @@ pub mod server;
 #[cfg(feature = "agent")]
 pub mod service;
 #[cfg(feature = "agent")]
+pub mod steady;
+#[cfg(feature = "agent")]
 pub mod supervisor;
 #[cfg(feature = "agent")]
 mod sys;

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use guest_agent::{init, oneshot, service};
+use guest_agent::{init, oneshot, service, steady};
 
 const USAGE: &str = "\
 insula-agent: the partitioning agent of insula
@@ -12,6 +12,7 @@ insula-agent: the partitioning agent of insula
   insula-agent                 as PID 1: the init of a guest
   insula-agent service --help  serve on this machine
   insula-agent run --help      run one command in a VPS of its own
+  insula-agent steady --help   keep an emulated host's kernel from patching itself
   insula-agent --version
 ";
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     match role.as_ref().and_then(|role| role.to_str()) {
         Some("service") => service::main(args).into(),
         Some("run") => oneshot::main(args).into(),
+        Some("steady") => steady::main(args).into(),
         _ if rustix::process::getpid().is_init() => init::main(),
         Some("--version") => {
             println!("insula-agent {}", env!("CARGO_PKG_VERSION"));

@@ -88,6 +88,23 @@ pub enum Error {
         command: String,
     },
 
+    /// Packages are missing, and `apt-get` did not install them.
+    #[error(
+        "{why} needs the packages {}, and installing them failed; see to it that this machine \
+         reaches its package archive, or install them by hand: {command}\n{source}",
+        packages.join(" ")
+    )]
+    Install {
+        /// What they are needed for.
+        why: String,
+        /// The missing packages.
+        packages: Vec<String>,
+        /// The command that installs them.
+        command: String,
+        /// What `apt-get` said.
+        source: Box<Error>,
+    },
+
     /// A program could not be started.
     #[error("cannot run '{program}': {source}{hint}")]
     Spawn {

@@ -102,6 +102,17 @@ pub fn ensure(packages: &[&str], why: &str, progress: &Progress) -> Result<()> {
             packages: missing,
         });
     }
+    let installed = install_as_root(&missing, why, progress);
+    installed.map_err(|source| Error::Install {
+        why: why.to_owned(),
+        command: by_hand(&missing, &older_qemu(&missing).unwrap_or_default()),
+        packages: missing,
+        source: Box::new(source),
+    })
+}
+
+/// Installs what is missing, and what has to change for it.
+fn install_as_root(missing: &[String], why: &str, progress: &Progress) -> Result<()> {
     if missing.iter().any(|p| p == "busybox-static") && self::missing(&["busybox"])?.is_empty() {
         progress.say("busybox-static takes the place of the package busybox, as its static form");
     }
@@ -113,16 +124,16 @@ pub fn ensure(packages: &[&str], why: &str, progress: &Progress) -> Result<()> {
         update(progress)?;
     }
     // Where versions conflict, apt would remove what is in the way and call it success.
-    let careful: &[&str] = if older_qemu(&missing)?.is_empty() {
+    let careful: &[&str] = if older_qemu(missing)?.is_empty() {
         &[]
     } else {
         &["--no-remove"]
     };
-    if let Err(first) = install(careful, &missing, progress) {
+    if let Err(first) = install(careful, missing, progress) {
         // Lists that are out of date name packages that the mirror has replaced.
         update(progress)?;
-        if install(careful, &missing, progress).is_err() {
-            let older = older_qemu(&missing)?;
+        if install(careful, missing, progress).is_err() {
+            let older = older_qemu(missing)?;
             if older.is_empty() {
                 return Err(first);
             }
@@ -131,7 +142,7 @@ pub fn ensure(packages: &[&str], why: &str, progress: &Progress) -> Result<()> {
                  replacing it by {}",
                 older.join(" ")
             ));
-            let all = [missing, older].concat();
+            let all = [missing, &older].concat();
             install(&["--allow-downgrades"], &all, progress)?;
         }
     }

@@ -37,6 +37,7 @@ pub mod step;
 pub mod template;
 mod users;
 
+pub(crate) use devices::bound as bound_devices;
 pub use engine::{Engine, EngineConfig, Io, Running, Start, Vps};
 pub use error::Error;
 pub(crate) use freezer::Freezer;

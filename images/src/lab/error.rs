@@ -95,11 +95,16 @@ pub enum LabError {
     /// The lab ended while it was in use.
     #[error(
         "the lab ended while it was in use ({cause}); what ran in it is lost, and the next \
-         command starts it again. Its last words:\n{log}"
+         command starts it again. Its last words (all of them in {}, then in {}):\n{log}",
+        console.display(), kept.display()
     )]
     Died {
         /// What was noticed.
         cause: String,
+        /// The emulated host's console, until the next start.
+        console: PathBuf,
+        /// The same file from then on.
+        kept: PathBuf,
         /// The last lines of QEMU and of the emulated host's console.
         log: String,
     },

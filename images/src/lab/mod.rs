@@ -146,6 +146,7 @@ impl Lab {
         // Dead, or dying, or not one of ours.
         qemu::end(&place)?;
         place.clean();
+        place.keep_console();
         let started = start_instance(&place, config, progress);
         if started.is_err() {
             // The first error is the one to report.

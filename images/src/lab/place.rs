@@ -11,6 +11,8 @@
 //!   <instance>/instance.json  PID, port, token, shape, files
 //!   <instance>/payload.json   what was brought in
 //!   <instance>/qmp.sock, console.log, qemu.log
+//!   <instance>/console.log.1  of the last lab before this one whose console said
+//!                             anything: why it crashed
 //! $INSULA_CACHE/lab/running/<id>/  root and transfer disk of a running lab
 //! $INSULA_CACHE/lab/snapshots/   see `snapshot`
 //! ```
@@ -135,6 +137,21 @@ impl Place {
 
     pub(super) fn console(&self) -> PathBuf {
         self.file("console.log")
+    }
+
+    /// What the console becomes when the lab is started again.
+    pub(super) fn earlier_console(&self) -> PathBuf {
+        self.file("console.log.1")
+    }
+
+    /// Keeps what a dead lab's console said. One that said nothing, as most do,
+    /// does not take the place of one that did.
+    pub(super) fn keep_console(&self) {
+        let console = self.console();
+        if fs::metadata(&console).is_ok_and(|meta| meta.len() > 0) {
+            // Only a trace of the past: the start is worth more.
+            let _ = fs::rename(console, self.earlier_console());
+        }
     }
 
     pub(super) fn qemu_log(&self) -> PathBuf {
@@ -384,6 +401,18 @@ pub(super) mod tests {
         place.write("instance.json", &instance).unwrap();
         place.clean();
         assert!(foreign.exists());
+    }
+
+    #[test]
+    fn a_console_is_kept_until_another_said_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        for (said, kept) in [("panic", "panic"), ("", "panic"), ("oops", "oops")] {
+            fs::write(place.console(), said).unwrap();
+            place.keep_console();
+            assert_eq!(fs::read_to_string(place.earlier_console()).unwrap(), kept);
+        }
+        assert!(!place.console().exists());
     }
 
     #[test]

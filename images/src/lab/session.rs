@@ -183,6 +183,8 @@ impl Lab {
         if lost && self.place.wait_for_end(DYING) {
             return LabError::Died {
                 cause: error.to_string(),
+                console: self.place.console(),
+                kept: self.place.earlier_console(),
                 log: self.place.last_words(),
             };
         }

@@ -12,12 +12,16 @@ const LEAST_MEMORY_MIB: u32 = 1024;
 /// Memory where there is plenty: room for a dozen guests, and what is not
 /// touched costs nothing.
 const MEMORY_MIB: u32 = 4096;
-/// Processors of a lab that nobody asked to be larger. Emulated in threads of
-/// their own, several run stale translations of each other's code: its kernel
-/// died of breakpoints that were long removed, whenever KVM patched its static
-/// branches as virtual machines came and went. In turns on one thread, they
-/// wait for each other. One is safe, and does more than several in turns.
-const CPUS: u32 = 1;
+/// Processors of a lab that nobody asked to be larger are as many as the machine
+/// has, up to here: each is emulated by a thread of its own, and more wait for
+/// each other more than they do.
+///
+/// QEMU before 8.1 may run a stale translation of code that one processor
+/// patches while another translates it, and Linux dies of the breakpoint that it
+/// patches with: `__schedule` and `apic_has_pending_timer` are where it did, in
+/// minutes of virtual machines coming and going. The agent's role `steady` keeps
+/// what toggles there from toggling, so that nothing is patched.
+const MOST_CPUS: u32 = 4;
 /// An EPYC of the first generation, as far as TCG emulates one.
 const CPU: &str = "EPYC,+svm,+npt";
 
@@ -48,7 +52,8 @@ impl Shape {
     /// A variable that is no number in range.
     pub fn for_this_machine(icount: bool) -> Result<Self> {
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let mut shape = Self::choose(icount, &meminfo);
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut shape = Self::choose(icount, cpus, &meminfo);
         if let Some(memory_mib) = variable("INSULA_LAB_MEMORY", LEAST_MEMORY_MIB, 1 << 20)? {
             shape.memory_mib = memory_mib;
         }
@@ -60,14 +65,15 @@ impl Shape {
         Ok(shape)
     }
 
-    fn choose(icount: bool, meminfo: &str) -> Self {
+    fn choose(icount: bool, cpus: usize, meminfo: &str) -> Self {
+        let cpus = u32::try_from(cpus).unwrap_or(MOST_CPUS).min(MOST_CPUS);
         let third = kib(meminfo, "MemTotal:") / 1024 / 3;
         let memory_mib = u32::try_from(third).unwrap_or(u32::MAX).min(MEMORY_MIB);
         // In large steps, so that the snapshot is good for the next start too.
         let memory_mib = (memory_mib / 512 * 512).max(2 * LEAST_MEMORY_MIB);
         Self {
             icount,
-            cpus: CPUS,
+            cpus: if icount { 1 } else { cpus },
             memory_mib,
         }
     }
@@ -106,8 +112,13 @@ impl Shape {
 
     fn accelerator(&self) -> Vec<String> {
         let mut args = vec!["-machine".to_owned(), "q35,memory-backend=ram".to_owned()];
-        // Several processors only in turns on one thread: see CPUS.
-        args.extend(["-accel".to_owned(), "tcg,thread=single".to_owned()]);
+        // A single processor gains nothing from the locks between several.
+        let thread = if self.icount || self.cpus == 1 {
+            "single"
+        } else {
+            "multi"
+        };
+        args.extend(["-accel".to_owned(), format!("tcg,thread={thread}")]);
         if self.icount {
             args.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
         }
@@ -287,8 +298,8 @@ mod tests {
 
     #[test]
     fn a_boot_shares_its_memory_and_a_snapshot_does_not() {
-        let shape = Shape::choose(false, MEMINFO);
-        assert_eq!((shape.cpus, shape.memory_mib), (1, 4096));
+        let shape = Shape::choose(false, 2, MEMINFO);
+        assert_eq!((shape.cpus, shape.memory_mib), (2, 4096));
         let boot = line(
             &shape,
             Start::Boot {
@@ -300,7 +311,7 @@ mod tests {
             boot.contains("share=on") && boot.contains("-kernel /k -initrd /i"),
             "{boot}"
         );
-        assert!(boot.contains("tcg,thread=single") && !boot.contains("-icount"));
+        assert!(boot.contains("tcg,thread=multi") && !boot.contains("-icount"));
         assert!(boot.contains("hostfwd=tcp:127.0.0.1:4711-:7000"));
         assert!(boot.contains("file.filename=/c/a,,b/root.qcow2"));
         let resumed = line(&shape, Start::Snapshot);
@@ -313,7 +324,7 @@ mod tests {
 
     #[test]
     fn counting_instructions_takes_one_processor() {
-        let shape = Shape::choose(true, MEMINFO);
+        let shape = Shape::choose(true, 2, MEMINFO);
         assert_eq!(shape.cpus, 1);
         let line = line(&shape, Start::Snapshot);
         assert!(
@@ -321,14 +332,17 @@ mod tests {
             "{line}"
         );
         assert_eq!(shape.instance(), "icount");
-        assert_ne!(shape.identity(), Shape::choose(false, MEMINFO).identity());
+        assert_ne!(
+            shape.identity(),
+            Shape::choose(false, 2, MEMINFO).identity()
+        );
     }
 
     #[test]
     fn the_size_follows_the_machine() {
         let small = "MemTotal: 8000000 kB\nMemAvailable: 900000 kB\n";
-        let shape = Shape::choose(false, small);
-        assert_eq!(shape.memory_mib, 2560);
+        let shape = Shape::choose(false, 64, small);
+        assert_eq!((shape.cpus, shape.memory_mib), (MOST_CPUS, 2560));
         let error = shape.check(small).unwrap_err().to_string();
         assert!(
             error.contains("2560 MiB") && error.contains("INSULA_LAB_MEMORY"),

@@ -25,4 +25,12 @@ ip link set lo up
 ip address add 10.0.2.15/24 dev eth0
 ip link set eth0 up
 ip route add default via 10.0.2.2
+# Emulated at the same time, several processors need a kernel that leaves its
+# code alone (see insula-agent's role 'steady'); it says so when it does.
+if ! grep -q '"cpus":1[,}]' /etc/insula-lab.json; then
+    mkfifo /run/insula-steady
+    setsid /usr/local/lib/insula-lab/insula-agent steady </dev/null >/run/insula-steady 2>/dev/console &
+    read -r _ </run/insula-steady || echo "insula-lab: nothing keeps the kernel steady" >/dev/console
+    rm /run/insula-steady
+fi
 [ -c /dev/kvm ] || echo "insula-lab: failed: no /dev/kvm: this QEMU does not emulate SVM" >/dev/console
