@@ -1,5 +1,7 @@
 //! The lab carries what a command needs; the doctor says where guests run.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use insula_tests::{Invocation, in_lab, insula, json};
@@ -79,4 +81,57 @@ fn shells_get_completions() {
             .ok();
         assert!(script.contains("insula"), "{shell}: {script}");
     }
+}
+
+/// `insula lab start` of a lab of its own, with `script` in QEMU's place; none
+/// of its processes may be left, nor its sockets.
+fn start_with(script: &str, complaints: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("qemu-system-x86_64");
+    // No snapshot is of this version: it has to boot.
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo 'version insula-test' && exit\n{script}\n"
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    Invocation::new(insula())
+        .args(["lab", "start"])
+        .env("PATH", format!("{}:{path}", dir.path().display()))
+        .env("INSULA_LAB_DIR", dir.path().join("lab"))
+        .env("INSULA_LAB_TIMEOUT", "3")
+        .run()
+        .fails(1, complaints);
+
+    for name in ["qmp.sock", "qemu.pid", "instance.json"] {
+        assert!(
+            !dir.path().join("lab/default").join(name).exists(),
+            "{name}"
+        );
+    }
+    let mark = dir.path().to_str().unwrap();
+    let left = Invocation::new("pgrep").args(["-fa", mark]).run();
+    assert_eq!(left.stdout, "", "left running");
+}
+
+#[test]
+fn a_qemu_that_refuses_is_quoted() {
+    start_with(
+        "echo 'qemu: no such machine' >&2; exit 1",
+        &["QEMU ended", "no such machine"],
+    );
+}
+
+#[test]
+fn a_qemu_that_hangs_is_ended() {
+    start_with("exec sleep 600", &["did not come up within 3 s", "monitor"]);
+}
+
+#[test]
+fn a_lab_that_never_comes_up_is_given_up_with_its_last_words() {
+    // The real one, with processors that never begin.
+    start_with(
+        "echo 'as far as it came' >&2; exec /usr/bin/qemu-system-x86_64 \"$@\" -S",
+        &["did not come up within 3 s", "as far as it came"],
+    );
 }

@@ -74,7 +74,7 @@ const INSTANCE: &str = "instance.json";
 
 /// How long somebody else's start (which may build the image) is waited for.
 const START_WAIT: Duration = Duration::from_mins(10);
-/// How long a resumed lab's daemon may take to answer.
+/// How long a resumed lab's daemon may take to answer, if nobody says otherwise.
 const RESUME_TIME: Duration = Duration::from_secs(30);
 /// How long our own housekeeping commands may take in the lab.
 const CHORE_TIME: Duration = Duration::from_secs(30);
@@ -95,23 +95,34 @@ pub struct LabConfig {
     pub agent: Option<PathBuf>,
     /// How long it stays without being used.
     pub idle: Duration,
+    /// How long each step of its start may take, instead of what is ample for
+    /// each on a machine that is not overloaded.
+    pub patience: Option<Duration>,
 }
 
 impl LabConfig {
     /// A lab that suits this machine. `INSULA_LAB_CPUS`, `INSULA_LAB_MEMORY`
-    /// (MiB) and `INSULA_LAB_IDLE` (minutes) change what is chosen.
+    /// (MiB), `INSULA_LAB_IDLE` (minutes) and `INSULA_LAB_TIMEOUT` (seconds for
+    /// each step of its start) change what is chosen.
     ///
     /// # Errors
     /// A variable with an unusable value.
     pub fn new(icount: bool, cache: Cache) -> Result<Self> {
         let minutes = variable("INSULA_LAB_IDLE", 1, 60 * 24 * 365)?.unwrap_or(IDLE_MINUTES);
         let idle = Duration::from_mins(u64::from(minutes));
+        let seconds = variable("INSULA_LAB_TIMEOUT", 1, 60 * 60)?;
         Ok(Self {
             shape: Shape::for_this_machine(icount)?,
             cache,
             agent: None,
             idle,
+            patience: seconds.map(|seconds| Duration::from_secs(seconds.into())),
         })
+    }
+
+    /// The time for a step that takes at most `usual` on most machines.
+    fn time(&self, usual: Duration) -> Duration {
+        self.patience.unwrap_or(usual)
     }
 }
 
@@ -304,25 +315,26 @@ fn start_instance(place: &Place, config: &LabConfig, progress: &Progress) -> Res
         transfer: &transfer,
         directory: snapshot.dir(),
     };
-    let mut qemu = qemu::start(place, &config.shape, &files, Start::Snapshot, config.idle)?;
+    let mut qemu = qemu::start(place, config, &files, Start::Snapshot)?;
     let token = snapshot.token.clone();
     let instance = Instance::new(qemu.pid, qemu.port, token, config.shape, scratch);
     // Before anything can fail, so that the next command finds what to clean.
     place.write(INSTANCE, &instance)?;
-    load(place, &mut qemu.monitor)?;
-    snapshot::wait_for_daemon(place, instance.port, &instance.token, RESUME_TIME)?;
+    let within = config.time(RESUME_TIME);
+    load(place, &mut qemu.monitor, within)?;
+    snapshot::wait_for_daemon(place, instance.port, &instance.token, within)?;
     Ok(instance)
 }
 
-fn load(place: &Place, monitor: &mut Monitor) -> Result<()> {
+fn load(place: &Place, monitor: &mut Monitor, within: Duration) -> Result<()> {
     monitor.leave_out_shared_memory()?;
     let uri = format!("exec:cat {}", Snapshot::STATE);
     monitor.command("migrate-incoming", &json!({ "uri": uri }))?;
-    let deadline = Instant::now() + RESUME_TIME;
+    let deadline = Instant::now() + within;
     while monitor.run_state()? == "inmigrate" {
         if Instant::now() >= deadline {
             return Err(LabError::NotUp {
-                within: RESUME_TIME,
+                within,
                 reason: "its snapshot is still being read".to_owned(),
                 log: place.last_words(),
             });

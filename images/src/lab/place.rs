@@ -19,12 +19,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::error::{LabError, Result};
@@ -171,6 +172,21 @@ impl Place {
             flock(&file, FlockOperation::NonBlockingLockShared),
             Err(Errno::WOULDBLOCK)
         )
+    }
+
+    /// The processes that hold QEMU's lock, by their standard input: QEMU.
+    pub(super) fn lock_holders(&self) -> Vec<Pid> {
+        let Ok(lock) = fs::metadata(self.file("qemu.lock")) else {
+            return Vec::new();
+        };
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes
+            .filter(|process| {
+                fs::metadata(process.path().join("fd/0"))
+                    .is_ok_and(|input| (input.dev(), input.ino()) == (lock.dev(), lock.ino()))
+            })
+            .filter_map(|process| Pid::from_raw(process.file_name().to_str()?.parse().ok()?))
+            .collect()
     }
 
     /// Waits for QEMU's end.
@@ -371,7 +387,16 @@ pub(super) mod tests {
             .lock("qemu.lock", false, Duration::ZERO, "testing")
             .unwrap_err();
         assert!(error.to_string().contains("testing"), "{error}");
-        drop(lock);
+        assert_eq!(place.lock_holders(), []);
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(lock)
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        assert_eq!((place.lock_holders(), place.alive()), (vec![pid], true));
+        child.kill().unwrap();
+        child.wait().unwrap();
         assert!(!place.alive() && place.wait_for_end(Duration::ZERO));
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::LabConfig;
 use super::error::{LabError, Result};
 use super::place::Place;
 use super::qmp::Monitor;
@@ -29,8 +30,8 @@ const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 /// directory, `$2` the time in minutes.
 const WATCHDOG: &str = r#"
 cd "$1" || exit
-while sleep 20 && [ -e qemu.lock ]; do
-    flock --nonblock --shared qemu.lock true && exit
+while [ -e qemu.lock ]; do
+    flock --wait 20 --shared qemu.lock true && exit
     [ -z "$(find last-used -mmin "-$2")" ] || continue
     flock --nonblock --exclusive sessions.lock sh -c 'kill "$(cat qemu.pid)"' && exit
 done
@@ -71,23 +72,23 @@ pub(super) struct Started {
 }
 
 /// Starts QEMU, detached from this process and its terminal. It ends when it
-/// has not been used for `idle`.
+/// has not been used for as long as `config` says.
 pub(super) fn start(
     place: &Place,
-    shape: &Shape,
+    config: &LabConfig,
     files: &Files<'_>,
     how: Start<'_>,
-    idle: Duration,
 ) -> Result<Started> {
+    let within = config.time(MONITOR_TIME);
     for attempt in 1.. {
         let port = free_port()?;
-        spawn(place, shape, files, how, port)?;
-        let deadline = Instant::now() + MONITOR_TIME;
+        spawn(place, &config.shape, files, how, port)?;
+        let deadline = Instant::now() + within;
         match Monitor::connect(&place.monitor(), deadline, || place.alive()) {
             Ok(monitor) => {
                 let pid = pid(place)?;
                 // From now on: whoever starts it may be interrupted.
-                watch(place, idle)?;
+                watch(place, config.idle)?;
                 return Ok(Started { monitor, port, pid });
             }
             Err(_) if !place.alive() => {
@@ -102,13 +103,17 @@ pub(super) fn start(
             }
             Err(error) => {
                 end(place)?;
-                return Err(error);
+                return Err(LabError::NotUp {
+                    within,
+                    reason: error.to_string(),
+                    log: place.last_words(),
+                });
             }
         }
     }
     Err(LabError::Busy {
         what: "taking every free port",
-        waited: MONITOR_TIME,
+        waited: within,
     })
 }
 
@@ -196,11 +201,8 @@ pub(super) fn end(place: &Place) -> Result<()> {
     if place.wait_for_end(END_TIME) {
         return Ok(());
     }
-    let pid = i32::try_from(pid(place)?)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    // The lock is held, so the PID is still QEMU's.
-    if let Some(pid) = pid.filter(|_| place.alive()) {
+    // By its lock, not by the PID that it wrote: it may not have come that far.
+    for pid in place.lock_holders() {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     if place.wait_for_end(END_TIME) {

@@ -230,7 +230,12 @@ pub(super) fn arguments(shape: &Shape, wiring: &Wiring<'_>, start: Start<'_>) ->
     // Nothing on the root disk outlives the lab: there is nobody to flush for.
     let root = "driver=qcow2,node-name=root,cache.no-flush=on,discard=unmap,file.driver=file";
     option("-blockdev", with_path(root, "file.filename", wiring.root));
-    option("-device", "virtio-blk-pci,drive=root".into());
+    // A full disk of this machine is an error there: halted, as QEMU would have
+    // it, the lab would leave its users waiting.
+    option(
+        "-device",
+        "virtio-blk-pci,drive=root,werror=report,rerror=report".into(),
+    );
     // Read through the page cache, where what was just written to the file is.
     let transfer = "driver=raw,node-name=transfer,read-only=on,file.driver=file,file.locking=off";
     option(

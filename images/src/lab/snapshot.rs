@@ -200,8 +200,8 @@ fn make(
         kernel: &host.path(host::KERNEL),
         initramfs: &initramfs,
     };
-    let mut qemu = qemu::start(place, shape, &files, how, config.idle)?;
-    wait_for_daemon(place, qemu.port, &token, BOOT_TIME)?;
+    let mut qemu = qemu::start(place, config, &files, how)?;
+    wait_for_daemon(place, qemu.port, &token, config.time(BOOT_TIME))?;
 
     let monitor = &mut qemu.monitor;
     monitor.command("stop", &json!({}))?;
