@@ -135,3 +135,14 @@ fn a_lab_that_never_comes_up_is_given_up_with_its_last_words() {
         &["did not come up within 3 s", "as far as it came"],
     );
 }
+
+#[test]
+fn a_shell_in_the_lab_has_a_terminal() {
+    let command = format!("{} lab shell", insula().display());
+    let shell = Invocation::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin("tty; exit 5\n")
+        .run();
+    assert_eq!(shell.code(), 5, "{shell}");
+    assert!(shell.stdout.contains("/dev/pts/"), "{shell}");
+}
