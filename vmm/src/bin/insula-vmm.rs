@@ -11,13 +11,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use guest_agent::protocol::Name;
 use vmm::config::MachineConfig;
 use vmm::machine::boot_timer::{BootTimer, now_ns};
 use vmm::machine::report::{ExitReport, Reporter};
-use vmm::machine::{Ending, Machine};
+use vmm::machine::{BuildError, Ending, Machine, RestoreOptions};
+use vmm::snapshot::Snapshot;
 
 const USAGE: &str = "\
 usage: insula-vmm --dir DIR | --config FILE
+       [--restore SNAPSHOT --hostname NAME [--prefetch] [--force]]
        [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS] [--profile FILE]
        insula-vmm --probe
 
@@ -25,10 +28,14 @@ Runs one machine to its end. DIR holds machine.json and gets status.json,
 control.sock, a socket that takes orders, and profile.sock, one that serves
 profiles. --profile samples the instruction
 pointers of the boot, and writes their counts to FILE as JSON.
+--restore goes on from the snapshot in a directory instead of booting, with the
+paths of the configuration, and tells the guest its new host name; --prefetch
+loads the pages at once that such a guest needs first; --force accepts another
+processor model where that can be safe.
 --probe says in JSON what kind of KVM the host has.
 
 exit codes: 0 powered off, 20 panicked or reset, 21 triple fault, 22 KVM or
-program error, 23 bad configuration, 24 never ready, 128+N ended by signal N";
+program error, 23 bad configuration, 24 never ready, 25 bad snapshot, 128+N ended by signal N";
 
 const BAD_CONFIGURATION: u8 = 23;
 /// Lines of the console that go with an error.
@@ -36,6 +43,7 @@ const CONSOLE_LINES: usize = 20;
 
 struct Options {
     config: PathBuf,
+    restore: Option<(PathBuf, RestoreOptions)>,
     /// Where profiles are served.
     profile_socket: Option<PathBuf>,
     /// Where orders are taken.
@@ -89,7 +97,13 @@ fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
         Ok(config) => config,
         Err(error) => return failed(BAD_CONFIGURATION, error.to_string()),
     };
-    let mut machine = match Machine::build(&config, Arc::clone(timer)) {
+    let built = match &options.restore {
+        None => Machine::build(&config, Arc::clone(timer)),
+        Some((snapshot, how)) => Snapshot::open(snapshot)
+            .map_err(BuildError::from)
+            .and_then(|snapshot| Machine::restore(&config, &snapshot, how, Arc::clone(timer))),
+    };
+    let mut machine = match built {
         Ok(machine) => machine,
         Err(error) => return failed(error.exit_code(), error.to_string()),
     };
@@ -136,6 +150,9 @@ fn parse(
     let mut profile_socket = None;
     let mut control_socket = None;
     let mut boot_profile = None;
+    let mut snapshot = None;
+    let mut hostname = None;
+    let (mut prefetch, mut force) = (false, false);
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
     while let Some(option) = arguments.next() {
@@ -160,13 +177,34 @@ fn parse(
             // Whoever holds this file open holds the guest's lock: never closed.
             "--lock-fd" => std::mem::forget(inherited(number(&option, &value()?)?)?),
             "--profile" => boot_profile = Some(PathBuf::from(value()?)),
+            "--restore" => snapshot = Some(PathBuf::from(value()?)),
+            "--hostname" => {
+                let name = value()?.to_string_lossy().into_owned();
+                hostname = Some(name.parse::<Name>().map_err(|error| error.to_string())?);
+            }
+            "--prefetch" => prefetch = true,
+            "--force" => force = true,
             "--start-ns" => start_ns = number(&option, &value()?)?,
             other => return Err(format!("unknown option {other}")),
         }
     }
     let config = config.ok_or("one of --dir and --config is needed")?;
+    let restore = match (snapshot, hostname) {
+        (None, _) => None,
+        (Some(_), None) => return Err("--restore needs --hostname".to_owned()),
+        (Some(snapshot), Some(hostname)) => {
+            reporter.restored = true;
+            let how = RestoreOptions {
+                hostname,
+                prefetch,
+                force,
+            };
+            Some((snapshot, how))
+        }
+    };
     Ok(Request::Run(Options {
         config,
+        restore,
         profile_socket,
         control_socket,
         boot_profile,

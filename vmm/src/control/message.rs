@@ -36,6 +36,11 @@ pub enum Operation {
         /// Write only the pages that changed since the snapshot before.
         #[serde(default)]
         incremental: bool,
+        /// Note what changes from now on, so that the next snapshot can be an
+        /// incremental one. Every page costs the guest a fault when it is
+        /// first written to.
+        #[serde(default)]
+        track: bool,
     },
 }
 
@@ -76,6 +81,8 @@ pub struct SnapshotWritten {
     pub id: String,
     /// Bytes of guest memory that were written.
     pub memory_bytes: u64,
+    /// Bytes of the state file.
+    pub state_bytes: u64,
     /// How long the guest stood still, in nanoseconds.
     pub paused_ns: u64,
 }
@@ -176,6 +183,7 @@ mod tests {
         let snapshot = Operation::Snapshot {
             directory: "/s".into(),
             incremental: false,
+            track: false,
         };
         assert_eq!(Request::parse(line).unwrap().operation, snapshot);
     }

@@ -1,6 +1,7 @@
 //! The serial console: an 8250 at COM1 whose output goes to a log.
 
 use std::io;
+use std::sync::Arc;
 
 use minicbor::{Decode, Encode};
 use thiserror::Error;
@@ -21,30 +22,35 @@ pub const COM1_GSI: u32 = 4;
 /// An 8250 on the bus.
 pub struct SerialConsole {
     uart: Serial<Interrupt, NoEvents, SharedConsoleLog>,
+    interrupt: Arc<EventFd>,
+    log: SharedConsoleLog,
 }
 
 impl SerialConsole {
     /// A console that writes to `log` and raises its interrupt by `interrupt`.
     pub fn new(interrupt: EventFd, log: SharedConsoleLog) -> Self {
+        let interrupt = Arc::new(interrupt);
+        let uart = Serial::new(Interrupt(Arc::clone(&interrupt)), log.clone());
         Self {
-            uart: Serial::new(Interrupt(interrupt), log),
+            uart,
+            interrupt,
+            log,
         }
     }
 
-    /// A console that goes on from what [`Self::save`] returned.
+    /// Goes on from what [`Self::save`] returned.
     ///
     /// # Errors
     /// The state holds more input than the UART has room for.
-    pub fn restored(
-        state: &SerialState,
-        interrupt: EventFd,
-        log: SharedConsoleLog,
-    ) -> Result<Self, SerialStateError> {
-        let uart = Serial::from_state(&state.registers(), Interrupt(interrupt), NoEvents, log)
-            .map_err(|_| SerialStateError {
+    pub fn restore(&mut self, state: &SerialState) -> Result<(), SerialStateError> {
+        let interrupt = Interrupt(Arc::clone(&self.interrupt));
+        let registers = state.registers();
+        self.uart = Serial::from_state(&registers, interrupt, NoEvents, self.log.clone()).map_err(
+            |_| SerialStateError {
                 length: state.input.len(),
-            })?;
-        Ok(Self { uart })
+            },
+        )?;
+        Ok(())
     }
 
     /// What belongs to a snapshot. What was printed is in the log.
@@ -143,7 +149,7 @@ impl BusDevice for SerialConsole {
     }
 }
 
-struct Interrupt(EventFd);
+struct Interrupt(Arc<EventFd>);
 
 impl Trigger for Interrupt {
     type E = io::Error;
@@ -202,8 +208,9 @@ mod tests {
             let encoded = minicbor::to_vec(&state).unwrap();
             prop_assert_eq!(&minicbor::decode::<SerialState>(&encoded).unwrap(), &state);
             let log = SharedConsoleLog::new(ConsoleLog::discard());
-            match SerialConsole::restored(&state, event(), log) {
-                Ok(console) => prop_assert_eq!(console.save(), state),
+            let mut console = SerialConsole::new(event(), log);
+            match console.restore(&state) {
+                Ok(()) => prop_assert_eq!(console.save(), state),
                 Err(error) => prop_assert!(input.len() > 64, "{error}"),
             }
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use guest_agent::client::ClientError;
 use guest_agent::protocol::{Name, NameError};
 use thiserror::Error;
 
@@ -106,6 +107,28 @@ pub enum GuestError {
         /// Why.
         source: ControlError,
     },
+    /// The guest stands still.
+    #[error("guest {name} is paused: resume it first (insula guest resume {name})")]
+    Paused {
+        /// The guest.
+        name: Name,
+    },
+    /// The guest's agent did not do what it was asked to.
+    #[error("guest {name}: its agent does not hold its processes: {source}")]
+    Agent {
+        /// The guest.
+        name: Name,
+        /// Why.
+        source: Box<ClientError>,
+    },
+    /// The snapshot cannot be used.
+    #[error("guest {name} cannot be restored: {reason}")]
+    Snapshot {
+        /// The guest.
+        name: Name,
+        /// Why.
+        reason: String,
+    },
     /// The system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -131,7 +154,10 @@ pub struct StartFailure {
 
 impl StartFailure {
     fn tail(&self) -> String {
-        let has_run = !matches!(self.ended, Ended::Configuration | Ended::Vmm);
+        let has_run = !matches!(
+            self.ended,
+            Ended::Configuration | Ended::Vmm | Ended::Snapshot
+        );
         match (self.console.is_empty(), has_run) {
             (false, _) => format!("\nLast lines of the console:\n{}", self.console),
             (true, true) => "\nThe console is empty.".to_owned(),
@@ -156,6 +182,8 @@ pub enum Ended {
     Configuration,
     /// The guest never said hello.
     NeverReady,
+    /// The snapshot cannot be restored, or not here.
+    Snapshot,
     /// A signal ended the machine process.
     Signal(u8),
     /// Another exit code.
@@ -172,6 +200,7 @@ impl Ended {
             22 => Self::Vmm,
             23 => Self::Configuration,
             24 => Self::NeverReady,
+            25 => Self::Snapshot,
             129..=192 => Self::Signal(code - 128),
             other => Self::Other(other),
         }
@@ -186,6 +215,7 @@ impl Ended {
             Self::Vmm => "vmm-error",
             Self::Configuration => "bad-configuration",
             Self::NeverReady => "never-ready",
+            Self::Snapshot => "bad-snapshot",
             Self::Signal(_) => "killed",
             Self::Other(_) => "unknown",
         }
@@ -200,6 +230,7 @@ impl Ended {
             Self::Vmm => 22,
             Self::Configuration => 23,
             Self::NeverReady => 24,
+            Self::Snapshot => 25,
             Self::Signal(signal) => 128u8.saturating_add(signal),
             Self::Other(code) => code,
         }
@@ -215,6 +246,7 @@ impl fmt::Display for Ended {
             Self::Vmm => f.write_str("KVM or the machine process failed"),
             Self::Configuration => f.write_str("its configuration was refused"),
             Self::NeverReady => f.write_str("it never became ready"),
+            Self::Snapshot => f.write_str("its snapshot was refused"),
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
             Self::Other(code) => write!(f, "exit code {code}"),
         }

@@ -15,15 +15,16 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::boot_segment::boot_segment;
 use super::error::{Ended, GuestError, StartFailure};
 use super::ready_pipe::{Ready, wait_ready};
+use super::restore::RestoreSpec;
 use super::rundir::GuestDir;
 use super::running::{Guest, release};
-use super::spawn::{find_vmm, spawn};
+use super::spawn::{ProcessOptions, find_vmm, spawn};
 use super::spec::{Drive, GuestSpec};
 use super::starts_log::{self, StartKind};
 use super::status::GuestRecord;
 use crate::config::{
     BootArgs, BootNonce, BootSource, ConsoleConfig, DriveConfig, Drives, GuestCid, HugePages,
-    InitrdPaths, MachineConfig, Readiness, Resources, Version, VsockConfig,
+    InitrdPaths, MachineConfig, Readiness, ReadyTimeout, Resources, Version, VsockConfig,
 };
 
 /// How much longer than the machine process its starter waits: the process
@@ -79,6 +80,33 @@ impl Reservation {
     }
 }
 
+impl Reservation {
+    /// Restores the guest from a snapshot, as a machine of its own, and waits
+    /// until its agent has said that it is. A byte to read on `interrupt`
+    /// gives up.
+    ///
+    /// # Errors
+    /// A [`GuestError`] that says why not; nothing of the guest is left then.
+    pub fn restore(
+        mut self,
+        spec: &RestoreSpec,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<Guest, GuestError> {
+        let Some(lock) = self.lock.take() else {
+            return Err(GuestError::NameTaken {
+                name: self.dir.name().clone(),
+            });
+        };
+        let requested = Instant::now();
+        let started = super::restore::restore(&self.dir, &lock, spec, interrupt);
+        match &started {
+            Ok(_) => starts_log::note(self.dir.name(), StartKind::Restored, requested.elapsed()),
+            Err(_) => self.lock = Some(lock), // so that dropping us removes the directory
+        }
+        started
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.lock.take().is_some() {
@@ -111,16 +139,35 @@ fn start(
     let record = serde_json::to_vec(&record(spec)).unwrap_or_default();
     write_private(&dir.record_path(), &record)?;
 
+    let mut process = ProcessOptions {
+        ephemeral: spec.ephemeral,
+        ..ProcessOptions::default()
+    };
+    if spec.profile {
+        process.arguments = vec!["--profile".into(), dir.profile_path().into()];
+    }
+    run(dir, lock, spec.ready_timeout, &process, interrupt)
+}
+
+/// Spawns the machine process of a guest whose directory is complete, and
+/// waits until the guest is ready.
+pub(super) fn run(
+    dir: &GuestDir,
+    lock: &File,
+    ready_timeout: ReadyTimeout,
+    process: &ProcessOptions,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Guest, GuestError> {
     let (ready, ready_child) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|source| GuestError::io("make", Path::new("a pipe"), source))?;
-    let child = spawn(&find_vmm(), dir, lock.as_fd(), ready_child.as_fd(), spec)?;
+    let child = spawn(&find_vmm(), dir, lock.as_fd(), ready_child.as_fd(), process)?;
     drop(ready_child);
     let mut starting = Starting { child: Some(child) };
 
-    let patience = Duration::from_millis(u64::from(spec.ready_timeout.get())) + GRACE;
+    let patience = Duration::from_millis(u64::from(ready_timeout.get())) + GRACE;
     match wait_ready(&File::from(ready), patience, interrupt) {
         Ready::Yes(spans) => match starting.child.take() {
-            Some(child) => Ok(Guest::new(dir.clone(), child, spec.ephemeral, spans)),
+            Some(child) => Ok(Guest::new(dir.clone(), child, process.ephemeral, spans)),
             None => Err(start_failure(dir, Ended::Vmm, String::new())),
         },
         Ready::Interrupted => Err(GuestError::Interrupted {
@@ -332,7 +379,7 @@ fn record(spec: &GuestSpec) -> GuestRecord {
 }
 
 /// Writes a file that only its owner can read: the nonce is a secret.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
     let written = OpenOptions::new()
         .create(true)
         .truncate(true)

@@ -386,6 +386,7 @@ impl GuestDir {
             pid: if alive { self.pid() } else { None },
             ended: ended.map(|ended| ended.to_string()),
             exit_code: ended.map(Ended::exit_code),
+            start: vmm.as_ref().map(VmmStatus::start),
             spans: vmm.map(VmmStatus::into_spans).unwrap_or_default(),
             record: GuestRecord::read(&self.record_path()),
             directory: self.path.clone(),

@@ -1,6 +1,7 @@
 //! Spawning the machine process.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -10,11 +11,19 @@ use std::process::{Child, Command, Stdio};
 
 use super::error::GuestError;
 use super::rundir::GuestDir;
-use super::spec::GuestSpec;
 use crate::machine::boot_timer::now_ns;
 
 /// Names the machine process' program, in place of the one beside this program.
 pub const VMM_ENV: &str = "INSULA_VMM";
+
+/// What the machine process is told besides where its guest is.
+#[derive(Debug, Default)]
+pub(super) struct ProcessOptions {
+    /// It ends with the thread that spawns it.
+    pub(super) ephemeral: bool,
+    /// More arguments.
+    pub(super) arguments: Vec<OsString>,
+}
 
 /// The machine process' program: `$INSULA_VMM`, else `insula-vmm` beside this
 /// program (or, for a test program, in the directory above), else in `PATH`.
@@ -48,7 +57,7 @@ pub(super) fn spawn(
     dir: &GuestDir,
     lock: BorrowedFd<'_>,
     ready: BorrowedFd<'_>,
-    spec: &GuestSpec,
+    process: &ProcessOptions,
 ) -> Result<Child, GuestError> {
     let path = dir.vmm_log_path();
     let log = File::create(&path).map_err(|source| GuestError::io("make", &path, source))?;
@@ -67,10 +76,8 @@ pub(super) fn spawn(
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_too);
-    if spec.profile {
-        command.arg("--profile").arg(dir.profile_path());
-    }
-    let ephemeral = spec.ephemeral;
+    command.args(&process.arguments);
+    let ephemeral = process.ephemeral;
     let inherited = [lock.as_raw_fd(), ready.as_raw_fd()];
     // SAFETY: the closure runs between fork and exec and makes nothing but
     // system calls that are async-signal-safe: no allocation, no lock.

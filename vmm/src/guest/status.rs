@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::starts_log::StartKind;
+
 /// Where a guest is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +47,8 @@ pub struct GuestStatus {
     pub ended: Option<String>,
     /// The exit code of its process, if it could still say so.
     pub exit_code: Option<u8>,
+    /// How it came to run, if it has said so.
+    pub start: Option<StartKind>,
     /// When it reached each step of its start, in nanoseconds of the host's
     /// `CLOCK_MONOTONIC`.
     pub spans: BTreeMap<String, u64>,
@@ -91,6 +95,8 @@ pub(super) struct VmmStatus {
     #[serde(default)]
     spans: BTreeMap<String, Option<u64>>,
     #[serde(default)]
+    restored: bool,
+    #[serde(default)]
     exit: Option<serde_json::Value>,
 }
 
@@ -101,6 +107,14 @@ impl VmmStatus {
 
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.phase.as_str(), "ready" | "running")
+    }
+
+    pub(super) fn start(&self) -> StartKind {
+        if self.restored {
+            StartKind::Restored
+        } else {
+            StartKind::Cold
+        }
     }
 
     pub(super) fn is_paused(&self) -> bool {

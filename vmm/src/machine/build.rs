@@ -13,6 +13,7 @@ use super::boot_timer::{BootTimer, Step};
 use super::devices::Devices;
 use super::ending::EndSignal;
 use super::error::BuildError;
+use super::take::Progress;
 use crate::boot;
 use crate::config::{HostKvm, MachineConfig, VcpuCount};
 use crate::kvm::{self, KvmError, refused};
@@ -90,14 +91,16 @@ impl Machine {
             profile_server: None,
             control: None,
             pvm,
+            progress: Progress::new(config.clone()),
             vm,
+            kvm,
             memory,
         })
     }
 }
 
 /// A virtual machine with its interrupt controllers and timer.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     let vm = kvm
         .create_vm()
         .map_err(refused("create a virtual machine"))?;

@@ -1,7 +1,7 @@
 //! Puts the devices of a machine on its buses and connects them with KVM.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::protocol::HOST_PORT;
 
@@ -10,15 +10,16 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::agent_link::AgentLink;
 use super::agent_port::AgentPort;
+use super::device_states::{BLOCK, VSOCK, VSOCK_ID};
 use super::ending::{Cause, EndSignal};
 use super::error::BuildError;
 use crate::boot::cmdline::VirtioMmioDevice;
-use crate::config::{ConsoleConfig, MachineConfig, VsockConfig};
+use crate::config::{ConsoleConfig, DriveConfig, MachineConfig, VsockConfig};
 use crate::devices::console_log::{ConsoleLog, SharedConsoleLog};
 use crate::devices::i8042::{I8042_LENGTH, I8042_PORT, ResetLine};
 use crate::devices::serial::{COM1_GSI, COM1_LENGTH, COM1_PORT, SerialConsole};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::mmio::Transport;
 use crate::devices::virtio::vsock::{self, HostPort, Vsock, VsockSubscriber};
 use crate::kvm::refused;
@@ -29,12 +30,33 @@ use crate::vcpu::Buses;
 pub(super) struct Devices {
     pub(super) buses: Buses,
     pub(super) console: SharedConsoleLog,
+    pub(super) serial: Arc<Mutex<SerialConsole>>,
     /// The virtio devices, in the order of their slots.
-    pub(super) virtio: Vec<Arc<Mutex<Transport>>>,
+    pub(super) virtio: Vec<VirtioSlot>,
+    /// The disks behind the block devices, in the order of the configuration.
+    pub(super) disks: Vec<(DriveConfig, Arc<Disk>)>,
     /// What drives the vsock device.
     pub(super) vsock: Option<VsockSubscriber>,
     /// Where the kernel finds them.
     pub(super) slots: Vec<VirtioMmioDevice>,
+}
+
+/// A virtio device on the bus.
+pub(super) struct VirtioSlot {
+    /// What it is, as a snapshot calls it.
+    pub(super) kind: &'static str,
+    /// Which of its kind.
+    pub(super) id: String,
+    transport: Arc<Mutex<Transport>>,
+}
+
+impl VirtioSlot {
+    pub(super) fn transport(&self) -> MutexGuard<'_, Transport> {
+        // A transport that panicked is on its way down with its machine.
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Devices {
@@ -59,10 +81,8 @@ impl Devices {
         let interrupt = event()?;
         vm.register_irqfd(&interrupt, COM1_GSI)
             .map_err(refused("connect the console's interrupt"))?;
-        let serial = SerialConsole::new(interrupt, console.clone());
-        buses
-            .pio
-            .insert(COM1_PORT, COM1_LENGTH, Arc::new(Mutex::new(serial)))?;
+        let serial = Arc::new(Mutex::new(SerialConsole::new(interrupt, console.clone())));
+        buses.pio.insert(COM1_PORT, COM1_LENGTH, serial.clone())?;
 
         let end = end.clone();
         let reset_line = ResetLine::new(move || end.raise(Cause::Reset));
@@ -73,7 +93,9 @@ impl Devices {
         Ok(Self {
             buses,
             console,
+            serial,
             virtio: Vec::new(),
+            disks: Vec::new(),
             vsock: None,
             slots: Vec::new(),
         })
@@ -92,7 +114,8 @@ impl Devices {
                     drive_id: drive.drive_id.clone(),
                     source,
                 })?;
-            self.add_virtio(vm, memory, Box::new(block))?;
+            self.disks.push((drive.clone(), Arc::clone(block.disk())));
+            self.add_virtio(vm, memory, BLOCK, &drive.drive_id, Box::new(block))?;
         }
         Ok(())
     }
@@ -115,7 +138,7 @@ impl Devices {
             ports,
         })?;
         self.vsock = Some(device.subscriber());
-        self.add_virtio(vm, memory, Box::new(device))
+        self.add_virtio(vm, memory, VSOCK, VSOCK_ID, Box::new(device))
     }
 
     /// Puts a virtio device into the next slot. Notifications and interrupts
@@ -124,6 +147,8 @@ impl Devices {
         &mut self,
         vm: &VmFd,
         memory: &GuestMemory,
+        kind: &'static str,
+        id: &str,
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), BuildError> {
         let index = self.slots.len() as u32;
@@ -144,7 +169,11 @@ impl Devices {
         self.buses
             .mmio
             .insert(slot.address, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
-        self.virtio.push(transport);
+        self.virtio.push(VirtioSlot {
+            kind,
+            id: id.to_owned(),
+            transport,
+        });
         self.slots.push(slot);
         Ok(())
     }

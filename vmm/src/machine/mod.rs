@@ -4,6 +4,7 @@ pub mod agent_link;
 mod agent_port;
 pub mod boot_timer;
 mod build;
+mod device_states;
 mod devices;
 pub mod ending;
 mod error;
@@ -12,8 +13,10 @@ mod pause;
 mod processors;
 mod profiling;
 pub mod report;
+mod restore;
 mod run;
 mod signals;
+mod take;
 mod wake;
 
 use std::io;
@@ -22,22 +25,25 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use event_manager::MutEventSubscriber;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 
 use self::agent_link::AgentLink;
 use self::boot_timer::BootTimer;
 use self::devices::Devices;
 use self::ending::EndSignal;
 use self::profiling::ProfileServer;
+use self::take::Progress;
 use crate::config::ReadyTimeout;
 use crate::control;
 use crate::memory::GuestMemory;
 use crate::pvm::Pvm;
 use crate::vcpu::{Buses, Sampler, Vcpu};
 
+pub use self::device_states::DevicesError;
 pub use self::ending::Ending;
 pub use self::error::BuildError;
 pub use self::profiling::INTERVAL as SAMPLING_INTERVAL;
+pub use self::restore::{RestoreOptions, saved_config};
 
 /// A machine that is built and can be run, once.
 ///
@@ -59,7 +65,9 @@ pub struct Machine {
     control: Option<(control::Server, Receiver<control::Incoming>)>,
     /// On a PVM host, what it leaves to us.
     pvm: Option<Pvm>,
+    progress: Progress,
     vm: VmFd,
+    kvm: Kvm,
     /// KVM uses the mapping as long as the machine lives.
     memory: GuestMemory,
 }

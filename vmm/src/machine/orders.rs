@@ -1,19 +1,55 @@
 //! Performs what is asked for on the control socket.
 
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::BuildError;
 use super::run::Run;
-use crate::control::{Answer, Done, FailureKind, Incoming, MachineState, Operation};
+use super::take::{TakeError, Unfinished};
+use crate::control::{
+    Answer, Done, FailureKind, Incoming, MachineState, Operation, SnapshotWritten,
+};
+use crate::snapshot::{SnapshotError, Taken};
 
 /// What is asked for on the control socket, one after the other.
 pub(super) struct Orders {
     incoming: Receiver<Incoming>,
+    /// A snapshot that is being brought to disk while the machine runs.
+    finishing: Option<Finishing>,
+    finished: Arc<EventFd>,
+}
+
+struct Finishing {
+    thread: JoinHandle<Result<Taken, SnapshotError>>,
+    order: Incoming,
+    paused: Duration,
 }
 
 impl Orders {
-    pub(super) fn new(incoming: Receiver<Incoming>) -> Self {
-        Self { incoming }
+    /// For the operations that come out of `incoming`.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub(super) fn new(incoming: Receiver<Incoming>) -> io::Result<Self> {
+        Ok(Self {
+            incoming,
+            finishing: None,
+            finished: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+        })
+    }
+
+    /// Wakes the event loop when there is something to do that no client asked
+    /// for just then.
+    pub(super) fn waker(&self) -> impl MutEventSubscriber + use<> {
+        Waker(Arc::clone(&self.finished))
     }
 
     /// Does what has been asked for until now.
@@ -21,15 +57,26 @@ impl Orders {
     /// # Errors
     /// The machine cannot go on. Whoever asked has been told.
     pub(super) fn perform(&mut self, run: &mut Run<'_>) -> Result<(), BuildError> {
+        if let Some(finishing) = self
+            .finishing
+            .take_if(|finishing| finishing.thread.is_finished())
+        {
+            finishing.settle(run);
+        }
         while let Ok(order) = self.incoming.try_recv() {
             let was_paused = run.is_paused();
             let done = match &order.operation {
                 Operation::Status => Ok(()),
-                Operation::Pause => run.pause().map_err(BuildError::from),
+                Operation::Pause => run.pause(),
                 Operation::Resume => run.resume().map(drop),
-                Operation::Snapshot { .. } => {
-                    let message = "this machine process cannot take snapshots";
-                    order.answer(&Answer::error(FailureKind::Failed, message));
+                Operation::Snapshot {
+                    directory,
+                    incremental,
+                    track,
+                } => {
+                    let directory = directory.clone();
+                    let (incremental, track) = (*incremental, *track);
+                    self.snapshot(order, run, &directory, incremental, track)?;
                     continue;
                 }
             };
@@ -37,10 +84,7 @@ impl Orders {
                 run.report();
             }
             match done {
-                Ok(()) => order.answer(&Answer::done(Done {
-                    state: state(run),
-                    snapshot: None,
-                })),
+                Ok(()) => order.answer(&done_in(run, None)),
                 Err(error) => {
                     order.answer(&Answer::error(FailureKind::Failed, error.to_string()));
                     return Err(error);
@@ -49,12 +93,123 @@ impl Orders {
         }
         Ok(())
     }
+
+    /// Waits for what is still being written, at the end of the machine.
+    pub(super) fn settle(mut self, run: &mut Run<'_>) {
+        if let Some(finishing) = self.finishing.take() {
+            finishing.settle(run);
+        }
+    }
+
+    fn snapshot(
+        &mut self,
+        order: Incoming,
+        run: &mut Run<'_>,
+        directory: &Path,
+        incremental: bool,
+        track: bool,
+    ) -> Result<(), BuildError> {
+        if self.finishing.is_some() {
+            let message = "another snapshot of this guest is being written: try again after it";
+            order.answer(&Answer::error(FailureKind::Failed, message));
+            return Ok(());
+        }
+        let was_paused = run.is_paused();
+        let begun = run
+            .pause()
+            .map(|()| run.machine.begin_snapshot(directory, incremental, track));
+        let resumed = match &begun {
+            Ok(_) if !was_paused => run.resume(),
+            _ => Ok(Duration::ZERO),
+        };
+        match (begun, resumed) {
+            (Ok(Ok(unfinished)), Ok(paused)) => self.finish(order, unfinished, paused),
+            (Ok(Err(error)), Ok(_)) => order.answer(&refusal(&error)),
+            (Err(error), _) | (_, Err(error)) => {
+                order.answer(&Answer::error(FailureKind::Failed, error.to_string()));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a snapshot to disk in a thread of its own.
+    fn finish(&mut self, order: Incoming, unfinished: Unfinished, paused: Duration) {
+        let finished = Arc::clone(&self.finished);
+        let thread = Builder::new().name("snapshot".to_owned()).spawn(move || {
+            let taken = unfinished.finish();
+            // Fails only when it is full, and then it wakes as well.
+            let _ = finished.write(1);
+            taken
+        });
+        match thread {
+            Ok(thread) => {
+                self.finishing = Some(Finishing {
+                    thread,
+                    order,
+                    paused,
+                });
+            }
+            Err(error) => {
+                let message = format!("cannot start a thread for the snapshot: {error}");
+                order.answer(&Answer::error(FailureKind::Failed, message));
+            }
+        }
+    }
 }
 
-fn state(run: &Run<'_>) -> MachineState {
-    if run.is_paused() {
+impl Finishing {
+    fn settle(self, run: &mut Run<'_>) {
+        let answer = match self.thread.join() {
+            Ok(Ok(taken)) => {
+                run.machine.snapshot_taken(&taken);
+                done_in(
+                    run,
+                    Some(SnapshotWritten {
+                        id: taken.snapshot.id.to_string(),
+                        memory_bytes: taken.memory_bytes,
+                        state_bytes: taken.state_bytes,
+                        paused_ns: u64::try_from(self.paused.as_nanos()).unwrap_or(u64::MAX),
+                    }),
+                )
+            }
+            Ok(Err(error)) => refusal(&TakeError::Snapshot(error)),
+            Err(_) => Answer::error(FailureKind::Failed, "the snapshot's thread panicked"),
+        };
+        self.order.answer(&answer);
+    }
+}
+
+fn done_in(run: &Run<'_>, snapshot: Option<SnapshotWritten>) -> Answer {
+    let state = if run.is_paused() {
         MachineState::Paused
     } else {
         MachineState::Running
+    };
+    Answer::done(Done { state, snapshot })
+}
+
+fn refusal(error: &TakeError) -> Answer {
+    let kind = match error {
+        TakeError::NoParent => FailureKind::NoParent,
+        TakeError::Relative(_) => FailureKind::BadRequest,
+        TakeError::Snapshot(SnapshotError::NoRoom { .. }) => FailureKind::NoSpace,
+        _ => FailureKind::Failed,
+    };
+    Answer::error(kind, error.to_string())
+}
+
+/// Only wakes: what has happened, whoever runs the event loop sees for itself.
+struct Waker(Arc<EventFd>);
+
+impl MutEventSubscriber for Waker {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new_raw(self.0.as_raw_fd(), EventSet::IN)) {
+            eprintln!("insula-vmm: cannot watch a descriptor: {error}");
+        }
     }
 }

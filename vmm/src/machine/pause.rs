@@ -1,7 +1,6 @@
 //! A machine that stands still: its processors are between two instructions,
 //! its devices between two requests.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::Machine;
@@ -47,11 +46,8 @@ impl Machine {
 
     /// Has the devices leave their queues alone.
     pub(super) fn pause_devices(&self) {
-        for transport in &self.devices.virtio {
-            transport
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pause();
+        for slot in &self.devices.virtio {
+            slot.transport().pause();
         }
     }
 
@@ -81,11 +77,8 @@ impl Machine {
     /// # Errors
     /// A thread cannot be made.
     pub(super) fn start(&mut self) -> Result<Processors, BuildError> {
-        for transport in &self.devices.virtio {
-            transport
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .resume()?;
+        for slot in &self.devices.virtio {
+            slot.transport().resume()?;
         }
         self.end.stop().resume();
         let vcpus = std::mem::take(&mut self.vcpus);

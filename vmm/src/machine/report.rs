@@ -22,6 +22,9 @@ pub struct Status {
     pub phase: Phase,
     /// When it reached each step of its start.
     pub spans: Spans,
+    /// Whether it goes on from a snapshot.
+    #[serde(default)]
+    pub restored: bool,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitReport>,
@@ -78,6 +81,8 @@ pub struct Reporter {
     pub status_path: Option<PathBuf>,
     /// The starter's pipe, closed after its one line.
     pub ready_pipe: Option<File>,
+    /// Whether the machine goes on from a snapshot.
+    pub restored: bool,
 }
 
 impl Reporter {
@@ -132,6 +137,7 @@ impl Reporter {
             pid: process::id(),
             phase,
             spans,
+            restored: self.restored,
             exit,
         };
         let bytes = serde_json::to_vec(&status).unwrap_or_default();
@@ -164,6 +170,7 @@ mod tests {
         let mut reporter = Reporter {
             status_path: Some(path.clone()),
             ready_pipe: None,
+            restored: false,
         };
         let spans = Spans {
             init: Some(7),
@@ -192,6 +199,7 @@ mod tests {
         let mut reporter = Reporter {
             status_path: None,
             ready_pipe: Some(pipe),
+            restored: false,
         };
         reporter.ready(Spans::default());
         let exit = ExitReport {

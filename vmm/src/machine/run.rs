@@ -1,7 +1,6 @@
 //! Runs a machine to its end.
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
@@ -18,7 +17,6 @@ use super::profiling::{BootProfile, Ticker};
 use super::report::Reporter;
 use super::signals::EndingSignals;
 use super::wake::Wake;
-use crate::kvm::KvmError;
 use crate::vcpu::{Kick, VcpuFailure};
 
 /// How long we look for a goodbye of a guest that was reset. An agent waits
@@ -44,10 +42,14 @@ impl Machine {
         if let Some(profiles) = self.profile_server.take() {
             events.add_subscriber(Box::new(profiles));
         }
-        let orders = self.control.take().map(|(server, incoming)| {
+        let mut orders = None;
+        if let Some((server, incoming)) = self.control.take() {
+            let taken =
+                Orders::new(incoming).map_err(BuildError::process("create an event descriptor"))?;
             events.add_subscriber(Box::new(server));
-            Orders::new(incoming)
-        });
+            events.add_subscriber(Box::new(taken.waker()));
+            orders = Some(taken);
+        }
         Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
         let boot_profile = self
             .boot_profile
@@ -65,7 +67,10 @@ impl Machine {
             reporter,
         };
         run.start()?;
-        let cause = run.serve(orders);
+        let cause = run.serve(&mut orders);
+        if let Some(orders) = orders {
+            orders.settle(&mut run);
+        }
         Ok(run.finish(cause))
     }
 
@@ -157,7 +162,7 @@ impl Run<'_> {
     }
 
     /// Serves events until there is a reason to end.
-    fn serve(&mut self, mut orders: Option<Orders>) -> Cause {
+    fn serve(&mut self, orders: &mut Option<Orders>) -> Cause {
         let mut ticker = Ticker::new(self.machine.sampler.clone());
         loop {
             if let Some(cause) = self.machine.end.take() {
@@ -172,7 +177,7 @@ impl Run<'_> {
                     self.ready();
                 }
             }
-            if let Some(orders) = &mut orders
+            if let Some(orders) = orders
                 && let Err(error) = orders.perform(self)
             {
                 let failed = format!("the guest cannot go on: {error}");
@@ -202,6 +207,7 @@ impl Run<'_> {
             profile.finish();
         }
         self.reporter.ready(self.machine.timer.spans());
+        self.machine.learn_working_set();
     }
 
     /// Whether the machine is paused.
@@ -213,7 +219,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// KVM refuses; the machine stands still and cannot go on.
-    pub(super) fn pause(&mut self) -> Result<(), KvmError> {
+    pub(super) fn pause(&mut self) -> Result<(), BuildError> {
         let Some(processors) = self.processors.take() else {
             return Ok(());
         };
@@ -267,11 +273,8 @@ impl Run<'_> {
         if let Some(processors) = self.processors.take() {
             processors.stop();
         }
-        for transport in &self.machine.devices.virtio {
-            transport
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .reset();
+        for slot in &self.machine.devices.virtio {
+            slot.transport().reset();
         }
         self.machine.devices.console.write_out();
         ending

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use guest_agent::client::ClientError;
+use vmm::control::{ControlError, FailureKind};
 use vmm::guest::GuestError;
 
 /// The exit code of a command that did what it could, or why it could not.
@@ -19,6 +20,11 @@ pub(crate) struct Failure {
 const GENERAL: u8 = 1;
 /// Exit code for a wrong command line or configuration file.
 const USAGE: u8 = 2;
+
+/// Exit code for a snapshot that cannot be restored.
+const BAD_SNAPSHOT: u8 = 25;
+/// Exit code for a snapshot that there is no room for.
+const NO_ROOM: u8 = 26;
 
 impl Failure {
     /// A failure in one sentence.
@@ -109,6 +115,11 @@ impl From<GuestError> for Failure {
             GuestError::Name(_) | GuestError::Invalid { .. } => USAGE,
             GuestError::Start { failure, .. } => failure.ended.exit_code().max(GENERAL),
             GuestError::Interrupted { .. } => 130,
+            GuestError::Snapshot { .. } => BAD_SNAPSHOT,
+            GuestError::Control {
+                source: ControlError::Refused(refusal),
+                ..
+            } if refusal.kind == FailureKind::NoSpace => NO_ROOM,
             _ => GENERAL,
         };
         Self {

@@ -22,6 +22,7 @@ use crate::machine::{self, Purpose};
 use crate::output::{Output, print, table};
 use crate::place::{self, Place};
 use crate::profile::{self, Span};
+use crate::snapshot;
 
 /// Between two looks at a console that is followed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,6 +71,8 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         ),
         GuestCommand::Pause { names } => each(names, GuestDir::pause, output),
         GuestCommand::Resume { names } => each(names, GuestDir::resume, output),
+        GuestCommand::Snapshot(options) => snapshot::take(options, output),
+        GuestCommand::Restore(options) => snapshot::restore(options, place, output),
         GuestCommand::Console { name, follow } => {
             let dir = RunRoot::for_user()?.find(name)?;
             show(&dir, &dir.console_path(), *follow)

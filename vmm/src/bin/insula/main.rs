@@ -18,6 +18,7 @@ mod output;
 mod place;
 mod profile;
 mod run;
+mod snapshot;
 mod vps;
 
 use std::process::ExitCode;

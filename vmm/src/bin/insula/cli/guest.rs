@@ -1,5 +1,6 @@
 //! `insula guest`
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ Examples:
   insula guest start main --profile && insula guest profile main --boot
   insula guest profile main --seconds 10
   insula guest pause main && insula guest resume main
+  insula guest snapshot main /var/lib/snapshots/main
+  insula guest snapshot main /var/lib/snapshots/main-2 --incremental
+  insula guest restore /var/lib/snapshots/main --name copy
+  insula guest restore /var/lib/snapshots/main --count 10 --name web
   insula guest stop main
 
 A configuration file has the same names as the options:
@@ -73,6 +78,23 @@ pub(crate) enum GuestCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<Name>,
     },
+    /// Take a snapshot of a guest, from which others can be restored
+    ///
+    /// The directory gets the guest's memory without its zero pages, copies of
+    /// the disks that it can write, and the state of its processors and
+    /// devices. It comes to be whole or not at all: a snapshot that was there
+    /// is replaced only when the new one is complete. The guest stands still
+    /// while its memory is written, and goes on.
+    Snapshot(TakeOptions),
+    /// Restore guests from a snapshot: in milliseconds, each one a machine of
+    /// its own
+    ///
+    /// The guests go on where the snapshot was taken, with processes, memory
+    /// and files as they were, but with random numbers, a vsock context
+    /// identifier, a host name and a clock of their own. Memory is shared with
+    /// the snapshot until it is written to, so the snapshot's files must stay as
+    /// they are while its guests run.
+    Restore(RestoreOptions),
     /// Show what a guest's kernel prints on its console
     Console {
         /// The guest
@@ -112,6 +134,52 @@ pub(crate) enum GuestCommand {
         #[arg(default_value = "main")]
         name: Name,
     },
+}
+
+/// `insula guest snapshot`
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TakeOptions {
+    /// The guest
+    pub(crate) name: Name,
+    /// The directory to make; a snapshot that is there already is replaced
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Write only what changed since this guest's last snapshot, which must
+    /// stay where it is
+    #[arg(long)]
+    pub(crate) incremental: bool,
+    /// End the guest with it: nothing happens in it any more that is not in
+    /// the snapshot
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+/// `insula guest restore`
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreOptions {
+    /// The snapshot's directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The guest's name; with --count, what the names begin with
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) name: Name,
+    /// Restore so many guests, called NAME-1 and so on
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<NonZeroU16>,
+    /// The host name, in place of the guest's name
+    #[arg(long, value_name = "NAME", conflicts_with = "count")]
+    pub(crate) hostname: Option<Name>,
+    /// Load the pages at once that a guest of this snapshot needs first; the
+    /// first guest that is restored so finds out which these are
+    #[arg(long)]
+    pub(crate) prefetch: bool,
+    /// Read all of the memory at once, into huge pages where the host has
+    /// them: slower to start, faster afterwards, and shared with nobody
+    #[arg(long, conflicts_with = "prefetch")]
+    pub(crate) huge_pages: bool,
+    /// Restore on another model of processor, if it has all features
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// `insula guest start`

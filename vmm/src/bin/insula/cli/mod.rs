@@ -10,7 +10,7 @@ mod vps;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub(crate) use guest::{GuestCommand, MachineOptions, StartOptions};
+pub(crate) use guest::{GuestCommand, MachineOptions, RestoreOptions, StartOptions, TakeOptions};
 pub(crate) use image::ImageCommand;
 pub(crate) use lab::LabCommand;
 pub(crate) use run::{Model, RunOptions};
@@ -56,14 +56,17 @@ Exit codes of insula
    22   KVM or the machine process failed while the guest started
    23   the machine's configuration was refused: a kernel that is not one, say
    24   the guest was not ready in time
+   25   a snapshot cannot be restored, or not here: it was altered or cut off, is newer than
+        this program, needs a processor feature that this host lacks, or has an unknown device
+   26   there is no room for a snapshot; the guest goes on
   126   `run`, `vps exec`, `lab run`: the command could not be executed
   127   `run`, `vps exec`, `lab run`: the command was not found
 128+n   ended by signal n (130: Ctrl-C, 143: SIGTERM), insula itself or the command
 
 `run`, `vps exec` and `lab run` exit with the code of the command that they ran: a code of 1, 2
-or 20 to 24 without a message that begins with \"insula:\" is the command's own.
+or 20 to 26 without a message that begins with \"insula:\" is the command's own.
 
-The machine process, insula-vmm, exits with 0 after a clean power-off, and with 20 to 24 and
+The machine process, insula-vmm, exits with 0 after a clean power-off, and with 20 to 25 and
 128+n in the sense above; `insula guest list` and `insula guest stop` report it.
 ";
 

@@ -121,6 +121,14 @@ impl Disk {
         })
     }
 
+    /// Another descriptor of the open image.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub fn try_clone_file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Size in bytes, a multiple of [`SECTOR_SIZE`].
     pub fn capacity(&self) -> u64 {
         self.capacity

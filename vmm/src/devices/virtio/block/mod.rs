@@ -98,6 +98,11 @@ impl Block {
 }
 
 impl Block {
+    /// The disk behind the device.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
     /// Gives the queue that is held to a worker.
     fn start(&mut self) -> Result<(), ActivateError> {
         self.work = match mem::replace(&mut self.work, Work::None) {
