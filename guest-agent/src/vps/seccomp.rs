@@ -3,7 +3,9 @@
 //!
 //! One classic BPF program, assembled here: the kernel caches its verdict for
 //! system calls that it allows whatever their arguments, so that these cost
-//! nothing. (`seccompiler` makes one program per errno, and installs it with
+//! nothing. To know that verdict it runs the program once for each system call
+//! there is when it is installed, which most of that costs; so the program
+//! searches the refused calls by halves. (`seccompiler` makes one program per errno, and installs it with
 //! `no_new_privs`, which breaks `sudo` in a VPS.)
 
 use libc::sock_filter;
@@ -58,14 +60,44 @@ const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-/// The verdicts, at the program's end.
+/// Where a row leads.
 #[derive(Clone, Copy, PartialEq)]
 enum To {
     Next,
+    /// That row.
+    Row(usize),
+    /// The rows that look at a new socket's family.
+    Socket,
+    /// The verdicts, at the program's end.
     Allow,
     Family,
     Forbidden,
     Absent,
+}
+
+/// Code, constant, where to when true, where to when false.
+type Row = (u16, u32, To, To);
+
+/// Refused system calls that are compared one after the other. Fewer make more
+/// rows, each of which the kernel compiles.
+const LEAF: usize = 4;
+
+/// Looks the system call up in `calls`, which are in order.
+fn search(rows: &mut Vec<Row>, calls: &[(u32, To)]) {
+    if calls.len() <= LEAF {
+        for (at, (number, to)) in calls.iter().enumerate() {
+            let is_last = at + 1 == calls.len();
+            let otherwise = if is_last { To::Allow } else { To::Next };
+            rows.push((EQUAL, *number, *to, otherwise));
+        }
+        return;
+    }
+    let (below, from) = calls.split_at(calls.len() / 2);
+    let fork = rows.len();
+    rows.push((AT_LEAST, from[0].0, To::Next, To::Next));
+    search(rows, below);
+    rows[fork].2 = To::Row(rows.len());
+    search(rows, from);
 }
 
 /// The filter's program.
@@ -73,25 +105,24 @@ enum To {
 /// Other ABIs (i386, x32) are refused whole: their `socketcall` hides its
 /// arguments from a filter.
 pub(crate) fn program() -> Vec<sock_filter> {
-    // (code, constant, where to when true, where to when false)
-    let mut rows: Vec<(u16, u32, To, To)> = vec![
+    let refused = |numbers: &[libc::c_long], to: To| {
+        let calls = numbers.iter().map(move |number| (*number as u32, to));
+        calls.collect::<Vec<_>>()
+    };
+    let mut calls = vec![(libc::SYS_socket as u32, To::Socket)];
+    calls.extend(refused(FORBIDDEN, To::Forbidden));
+    calls.extend(refused(ABSENT, To::Absent));
+    calls.sort_unstable_by_key(|(number, _)| *number);
+
+    let mut rows: Vec<Row> = vec![
         (LOAD, ARCHITECTURE, To::Next, To::Next),
         (EQUAL, ARCH, To::Next, To::Absent),
         (LOAD, NUMBER, To::Next, To::Next),
         (AT_LEAST, X32, To::Absent, To::Next),
     ];
-    rows.extend(
-        FORBIDDEN
-            .iter()
-            .map(|number| (EQUAL, *number as u32, To::Forbidden, To::Next)),
-    );
-    rows.extend(
-        ABSENT
-            .iter()
-            .map(|number| (EQUAL, *number as u32, To::Absent, To::Next)),
-    );
+    search(&mut rows, &calls);
+    let socket = rows.len();
     rows.extend([
-        (EQUAL, libc::SYS_socket as u32, To::Next, To::Allow),
         (LOAD, ARGUMENT_0, To::Next, To::Next),
         // Virtio sockets know no namespaces: they lead to the agent and the host.
         (EQUAL, libc::AF_VSOCK as u32, To::Family, To::Next),
@@ -109,10 +140,18 @@ pub(crate) fn program() -> Vec<sock_filter> {
         (To::Forbidden, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         (To::Absent, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ];
-    let distance = |from: usize, to: To| match verdicts.iter().position(|(name, _)| *name == to) {
-        // Far less than 256: the program has about 40 rows.
-        Some(index) => (rows.len() + index - from - 1) as u8,
-        None => 0,
+    let distance = |from: usize, to: To| {
+        let target = match to {
+            To::Next => from + 1,
+            To::Row(row) => row,
+            To::Socket => socket,
+            _ => {
+                let verdict = verdicts.iter().position(|(name, _)| *name == to);
+                rows.len() + verdict.unwrap_or(0)
+            }
+        };
+        // Far less than 256: the program has about 50 rows.
+        (target - from - 1) as u8
     };
     let mut program: Vec<sock_filter> = rows
         .iter()
@@ -196,6 +235,11 @@ mod tests {
             };
             assert_eq!(verdict(ARCH, number, [0; 6]), expected, "{number}");
         }
+    }
+
+    #[test]
+    fn the_program_is_short() {
+        assert!(program().len() < 64);
     }
 
     #[test]
