@@ -2,6 +2,9 @@
 
 use std::ops::RangeInclusive;
 
+/// How many KVM takes at once: fewer than its `MAX_IO_MSRS`, 256.
+pub(super) const AT_ONCE: usize = 255;
+
 /// Time stamp counter (Intel SDM volume 4).
 const TSC: u32 = 0x10;
 /// The LAPIC timer's deadline: only counts once the local APIC is in that mode

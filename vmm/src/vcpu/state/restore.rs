@@ -4,7 +4,7 @@ use kvm_bindings::{CpuId, Msrs, Xsave, kvm_msr_entry, kvm_xsave, kvm_xsave2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::fam::FamStruct;
 
-use super::{StateSupport, VcpuState, VcpuStateError};
+use super::{StateSupport, VcpuState, VcpuStateError, msrs};
 use crate::vcpu::{Vcpu, cpuid};
 
 /// How far apart, in parts of a million, the frequencies of two time stamp
@@ -152,9 +152,11 @@ fn restore_msrs(fd: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
     let mut rest = state.msrs.0.as_slice();
     while !rest.is_empty() {
         // It stops at the first that it refuses.
-        let written = fd.set_msrs(&list(rest)?).map_err(refused)?;
-        let Some(stopped) = rest.get(written) else {
-            break;
+        let given = &rest[..rest.len().min(msrs::AT_ONCE)];
+        let written = fd.set_msrs(&list(given)?).map_err(refused)?;
+        let Some(stopped) = given.get(written) else {
+            rest = rest.get(given.len()..).unwrap_or_default();
+            continue;
         };
         // Some can only be read; no harm if they are as they should be.
         let mut now = list(&[kvm_msr_entry {

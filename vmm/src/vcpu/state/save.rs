@@ -142,7 +142,8 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, kvm_ioc
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
-        let entries: Vec<kvm_msr_entry> = rest
+        let asked = &rest[..rest.len().min(msrs::AT_ONCE)];
+        let entries: Vec<kvm_msr_entry> = asked
             .iter()
             .map(|&index| kvm_msr_entry {
                 index,
@@ -155,7 +156,8 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, kvm_ioc
         let read = fd.get_msrs(&mut list)?;
         let values = list.as_slice().iter().take(read);
         found.extend(values.filter(|entry| !msrs::is_initial(entry.index, entry.data)));
-        rest = rest.get(read + 1..).unwrap_or_default();
+        let refused = usize::from(read < asked.len());
+        rest = rest.get(read + refused..).unwrap_or_default();
     }
     Ok(found)
 }
