@@ -24,6 +24,7 @@ mod boot_segment;
 mod control;
 mod error;
 mod launch;
+mod memory_use;
 mod process;
 mod profile;
 mod ready_pipe;
@@ -40,6 +41,7 @@ mod symbols;
 
 pub use error::{Ended, GuestError, StartFailure};
 pub use launch::Reservation;
+pub use memory_use::{GuestMemoryUse, MemoryUse};
 pub use restore::RestoreSpec;
 pub use rundir::{GuestDir, RUN_ENV, RunRoot};
 pub use running::Guest;

@@ -19,6 +19,7 @@ use crate::failure::{Failure, Outcome};
 use crate::forward;
 use crate::lab;
 use crate::machine::{self, Purpose};
+use crate::memory_use;
 use crate::output::{Output, print, table};
 use crate::place::{self, Place};
 use crate::profile::{self, Span};
@@ -36,7 +37,7 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
     };
     let place = place::decide(on, output)?;
     if place == Place::Lab {
-        if matches!(command, GuestCommand::List) && !lab::is_up() {
+        if matches!(command, GuestCommand::List { .. }) && !lab::is_up() {
             return output.result(&json!([]), || {
                 "no guest is running (the lab is not up)".into()
             });
@@ -57,7 +58,8 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
                 format!("guest {name} is ready{}", boot_time(&status))
             })
         }
-        GuestCommand::List => list(output),
+        GuestCommand::List { memory: false } => list(output),
+        GuestCommand::List { memory: true } => memory_use::list(output),
         GuestCommand::Stop {
             names,
             all,

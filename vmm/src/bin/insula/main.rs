@@ -14,6 +14,7 @@ mod image;
 mod interrupt;
 mod lab;
 mod machine;
+mod memory_use;
 mod output;
 mod place;
 mod profile;

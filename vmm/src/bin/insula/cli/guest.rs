@@ -18,6 +18,7 @@ Examples:
   insula guest start test --kernel ./vmlinux --cmdline 'loglevel=7'
   insula guest start --config guest.toml
   insula guest list --json
+  insula guest list --memory             what each costs the host in memory
   insula guest console main -f           what its kernel prints, as it prints it
   insula guest start main --profile && insula guest profile main --boot
   insula guest profile main --seconds 10
@@ -47,7 +48,15 @@ pub(crate) enum GuestCommand {
     Start(StartOptions),
     /// List the guests; what killed ones left is removed
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Show what each guest costs the host in memory, its own memory and
+        /// that of its machine process apart
+        ///
+        /// PSS is what falls to it: what it has alone, and its share of what
+        /// it has in common with others.
+        #[arg(long)]
+        memory: bool,
+    },
     /// Stop guests: their VPSs first, then their kernel
     Stop {
         /// The guests
