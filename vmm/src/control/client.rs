@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::message::{Answer, AnswerResult, Done, Failure, Operation, Request, VERSION};
+use super::message::{Answer, AnswerResult, Counts, Done, Failure, Operation, Request, VERSION};
 
 /// Longest answer, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -68,6 +68,35 @@ impl Client {
         operation: Operation,
         patience: Duration,
     ) -> Result<Done, ControlError> {
+        match self.ask(operation, patience)? {
+            AnswerResult::Done(done) => Ok(done),
+            _ => Err(self.malformed("it is about something else".to_owned())),
+        }
+    }
+
+    /// What has been counted of the machine.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn counts(&mut self, patience: Duration) -> Result<Counts, ControlError> {
+        match self.ask(Operation::Counts, patience)? {
+            AnswerResult::Counts(counts) => Ok(counts),
+            _ => Err(self.malformed("it is about something else".to_owned())),
+        }
+    }
+
+    fn malformed(&self, reason: String) -> ControlError {
+        ControlError::Malformed {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    fn ask(
+        &mut self,
+        operation: Operation,
+        patience: Duration,
+    ) -> Result<AnswerResult, ControlError> {
         let request = Request {
             version: VERSION,
             operation,
@@ -77,15 +106,11 @@ impl Client {
             path: self.path.clone(),
             source,
         })?;
-        let malformed = |reason: String| ControlError::Malformed {
-            path: self.path.clone(),
-            reason,
-        };
         let answer: Answer =
-            serde_json::from_slice(&line).map_err(|error| malformed(error.to_string()))?;
+            serde_json::from_slice(&line).map_err(|error| self.malformed(error.to_string()))?;
         match answer.result {
-            AnswerResult::Done(done) => Ok(done),
             AnswerResult::Error(failure) => Err(ControlError::Refused(failure)),
+            answered => Ok(answered),
         }
     }
 

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pvm::RepairCounts;
+use crate::vcpu::ProcessorCounts;
+
 /// Version of the messages.
 pub const VERSION: u32 = 1;
 
@@ -23,6 +26,8 @@ pub struct Request {
 pub enum Operation {
     /// How it is.
     Status,
+    /// What has been counted of it.
+    Counts,
     /// Stop its processors and devices where they are. Pausing a machine that
     /// is paused changes nothing.
     Pause,
@@ -62,6 +67,19 @@ pub enum AnswerResult {
     Done(Done),
     /// It was not.
     Error(Failure),
+    /// What was asked for.
+    Counts(Counts),
+}
+
+/// What has been counted of a machine since its process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// By KVM, of all processors together.
+    #[serde(flatten)]
+    pub processors: ProcessorCounts,
+    /// By the repairs, on a PVM host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<RepairCounts>,
 }
 
 /// How the machine is after an operation.
@@ -121,6 +139,14 @@ pub enum FailureKind {
 }
 
 impl Answer {
+    /// What has been counted.
+    pub fn counts(counts: Counts) -> Self {
+        Self {
+            version: VERSION,
+            result: AnswerResult::Counts(counts),
+        }
+    }
+
     /// It was done.
     pub fn done(done: Done) -> Self {
         Self {

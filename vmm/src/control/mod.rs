@@ -16,7 +16,7 @@ mod server;
 
 pub use client::{Client, ControlError};
 pub use message::{
-    Answer, AnswerResult, Done, Failure, FailureKind, MachineState, Operation, Request,
+    Answer, AnswerResult, Counts, Done, Failure, FailureKind, MachineState, Operation, Request,
     SnapshotWritten, VERSION,
 };
 pub use server::{Incoming, Server};

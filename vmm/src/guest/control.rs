@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use super::error::GuestError;
 use super::rundir::GuestDir;
-use crate::control::{Client, ControlError, Done, Operation};
+use super::usage;
+use crate::control::{Client, ControlError, Counts, Done, Operation};
 
 /// How long the machine process may take to pause or to go on.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to answer a question. It is busy with a snapshot at
+/// most.
+const ASKING_PATIENCE: Duration = Duration::from_secs(5);
 
 impl GuestDir {
     /// Has the guest stand still. To it, no time passes until it is resumed.
@@ -24,6 +28,21 @@ impl GuestDir {
     /// [`GuestError::Control`].
     pub fn resume(&self) -> Result<Done, GuestError> {
         self.order(Operation::Resume, PATIENCE)
+    }
+
+    /// What has been counted of the guest since its machine process started.
+    ///
+    /// # Errors
+    /// [`GuestError::Control`].
+    pub fn counts(&self) -> Result<Counts, GuestError> {
+        Client::connect(&self.control_path())
+            .and_then(|mut machine| machine.counts(ASKING_PATIENCE))
+            .map_err(|source| self.refused(source))
+    }
+
+    /// The processor time of the guest's virtual processors, while it lives.
+    pub fn vcpu_time(&self) -> Option<Duration> {
+        usage::vcpu_time(self.pid()?)
     }
 
     /// Has the machine process do something, and waits so long for it.

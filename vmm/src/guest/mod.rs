@@ -38,6 +38,7 @@ mod spec;
 mod starts_log;
 mod status;
 mod symbols;
+mod usage;
 
 pub use error::{Ended, GuestError, StartFailure};
 pub use launch::Reservation;

@@ -42,6 +42,7 @@ use crate::vcpu::{Buses, Sampler, Vcpu};
 pub use self::device_states::DevicesError;
 pub use self::ending::Ending;
 pub use self::error::BuildError;
+pub use self::processors::THREAD_NAME as VCPU_THREAD_NAME;
 pub use self::profiling::INTERVAL as SAMPLING_INTERVAL;
 pub use self::restore::{RestoreOptions, saved_config};
 

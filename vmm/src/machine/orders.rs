@@ -68,6 +68,10 @@ impl Orders {
             let done = match &order.operation {
                 Operation::Status => Ok(()),
                 Operation::Pause => run.pause(),
+                Operation::Counts => {
+                    order.answer(&Answer::counts(run.counts()));
+                    continue;
+                }
                 Operation::Resume => run.resume().map(drop),
                 Operation::Snapshot {
                     directory,

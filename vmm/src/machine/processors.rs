@@ -5,15 +5,35 @@ use std::thread::{Builder, JoinHandle};
 
 use super::ending::{Cause, EndSignal, Ending};
 use super::error::BuildError;
-use crate::vcpu::{Buses, ExitRepair, Kick, Sampler, Vcpu};
+use crate::vcpu::{Buses, ExitRepair, Kick, ProcessorCounts, Sampler, Statistics, Vcpu};
 
 /// Stack of a processor's thread. It only dispatches to devices.
 const VCPU_STACK: usize = 128 << 10;
+
+/// What the names of processors' threads begin with; the number follows.
+pub const THREAD_NAME: &str = "vcpu";
 
 /// The threads that run processors. Dropping it ends the machine.
 pub(super) struct Processors {
     end: EndSignal,
     threads: Vec<(JoinHandle<Vcpu>, Kick)>,
+    statistics: Vec<Statistics>,
+}
+
+/// What KVM counts of processors. One that does not count is left out.
+pub(super) fn statistics(vcpus: &[Vcpu]) -> Vec<Statistics> {
+    vcpus
+        .iter()
+        .filter_map(|vcpu| Statistics::open(vcpu).ok())
+        .collect()
+}
+
+/// The counts of all of them now.
+pub(super) fn counts(statistics: &[Statistics]) -> ProcessorCounts {
+    statistics
+        .iter()
+        .map(Statistics::read)
+        .fold(ProcessorCounts::default(), ProcessorCounts::plus)
 }
 
 impl Processors {
@@ -32,6 +52,7 @@ impl Processors {
         let mut processors = Self {
             end: end.clone(),
             threads: Vec::with_capacity(vcpus.len()),
+            statistics: statistics(&vcpus),
         };
         for vcpu in vcpus {
             processors.spawn(vcpu, Arc::clone(buses), sampler.clone(), repair())?;
@@ -47,6 +68,7 @@ impl Processors {
         mut repair: Box<dyn ExitRepair>,
     ) -> Result<(), BuildError> {
         let kick = Kick::new(&mut vcpu);
+        let id = vcpu.id();
         let end = self.end.clone();
         let run = move || {
             if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, repair.as_mut()) {
@@ -56,15 +78,20 @@ impl Processors {
             // for whoever pauses the machine.
             vcpu
         };
-        let thread =
-            Builder::new()
-                .stack_size(VCPU_STACK)
-                .spawn(run)
-                .map_err(BuildError::process(
-                    "start a thread for a virtual processor",
-                ))?;
+        let thread = Builder::new()
+            .name(format!("{THREAD_NAME}{id}"))
+            .stack_size(VCPU_STACK)
+            .spawn(run)
+            .map_err(BuildError::process(
+                "start a thread for a virtual processor",
+            ))?;
         self.threads.push((thread, kick));
         Ok(())
+    }
+
+    /// What has happened on them.
+    pub(super) fn counts(&self) -> ProcessorCounts {
+        counts(&self.statistics)
     }
 
     /// Gets all of them out of guest mode for a moment.

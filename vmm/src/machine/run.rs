@@ -12,11 +12,12 @@ use super::ending::{Cause, Ending};
 use super::error::BuildError;
 use super::orders::Orders;
 use super::pause::Pause;
-use super::processors::Processors;
+use super::processors::{self, Processors};
 use super::profiling::{BootProfile, Ticker};
 use super::report::Reporter;
 use super::signals::EndingSignals;
 use super::wake::Wake;
+use crate::control::Counts;
 use crate::vcpu::{Kick, VcpuFailure};
 
 /// How long we look for a goodbye of a guest that was reset. An agent waits
@@ -255,6 +256,18 @@ impl Run<'_> {
             (true, _) => self.reporter.paused(spans),
             (false, Some(_)) => self.reporter.booting(spans),
             (false, None) => self.reporter.running(spans),
+        }
+    }
+
+    /// What has been counted of the machine.
+    pub(super) fn counts(&self) -> Counts {
+        let processors = match &self.processors {
+            Some(processors) => processors.counts(),
+            None => processors::counts(&processors::statistics(&self.machine.vcpus)),
+        };
+        Counts {
+            processors,
+            repairs: self.machine.pvm.as_ref().map(|pvm| pvm.counts().read()),
         }
     }
 

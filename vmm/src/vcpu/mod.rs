@@ -7,6 +7,7 @@ mod registers;
 mod run;
 mod sampler;
 pub mod state;
+mod stats;
 #[cfg(test)]
 mod testing;
 
@@ -20,6 +21,7 @@ pub use kick::Kick;
 pub use run::{Buses, ExitRepair, NoRepair, Refusal, Repair, Stop, VcpuFailure};
 pub use sampler::{Profile, Sampler};
 pub use state::{StateSupport, VcpuState, VcpuStateError};
+pub use stats::{ProcessorCounts, Statistics};
 
 /// A virtual processor that is ready to run.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guest_agent::client::Client;
 use guest_agent::protocol::Name;
+use serde::Serialize;
 use serde_json::json;
 use vmm::control::Done;
 use vmm::guest::{Ended, GuestDir, GuestError, GuestState, GuestStatus, RunRoot, Size};
@@ -24,6 +25,7 @@ use crate::output::{Output, print, table};
 use crate::place::{self, Place};
 use crate::profile::{self, Span};
 use crate::snapshot;
+use crate::top::{self, Figures};
 
 /// Between two looks at a console that is followed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
@@ -60,6 +62,7 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         }
         GuestCommand::List { memory: false } => list(output),
         GuestCommand::List { memory: true } => memory_use::list(output),
+        GuestCommand::Top { once, interval } => top::main(*once, *interval, output),
         GuestCommand::Stop {
             names,
             all,
@@ -117,14 +120,31 @@ fn boot_time(status: &GuestStatus) -> String {
     }
 }
 
+/// A guest in the list, for programs.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    status: GuestStatus,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
 fn list(output: &Output) -> Outcome {
     let root = RunRoot::for_user()?;
     sweep(&root, output);
     let mut guests = Vec::new();
+    let mut listed = Vec::new();
     for dir in root.guests()? {
-        guests.push(dir.status()?);
+        let status = dir.status()?;
+        if output.is_json() {
+            listed.push(Listed {
+                status: status.clone(),
+                figures: Figures::of(&dir),
+            });
+        }
+        guests.push(status);
     }
-    output.result(&guests, || {
+    output.result(&listed, || {
         if guests.is_empty() {
             return "no guest is running".to_owned();
         }

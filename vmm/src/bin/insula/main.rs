@@ -20,6 +20,7 @@ mod place;
 mod profile;
 mod run;
 mod snapshot;
+mod top;
 mod vps;
 
 use std::process::ExitCode;

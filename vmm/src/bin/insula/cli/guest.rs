@@ -57,6 +57,15 @@ pub(crate) enum GuestCommand {
         #[arg(long)]
         memory: bool,
     },
+    /// Show what guests do: processor time, exits and emulated instructions
+    Top {
+        /// Show it once: the sums since each guest's start
+        #[arg(long)]
+        once: bool,
+        /// Between two looks
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::some_duration)]
+        interval: Duration,
+    },
     /// Stop guests: their VPSs first, then their kernel
     Stop {
         /// The guests
