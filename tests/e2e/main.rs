@@ -8,5 +8,6 @@ mod faults;
 mod images;
 mod lab;
 mod partition;
+mod pvm;
 mod run;
 mod vps;

@@ -14,17 +14,33 @@ use crate::program::insula;
 /// # Panics
 /// If they can run nowhere: the tests need a KVM, and say so.
 pub fn in_lab() -> bool {
-    static LAB: OnceLock<bool> = OnceLock::new();
-    *LAB.get_or_init(|| {
-        let report = Invocation::new(insula()).args(["doctor", "--json"]).run();
-        let report = json(&report.stdout);
-        match report["runs_on"].as_str() {
-            Some("hardware") => false,
-            Some("lab") => true,
-            other => {
-                panic!("guests can run neither on hardware nor in the lab ({other:?}): {report}")
-            }
+    let report = doctor();
+    match report["runs_on"].as_str() {
+        Some("hardware") => false,
+        Some("lab") => true,
+        other => {
+            panic!("guests can run neither on hardware nor in the lab ({other:?}): {report}")
         }
+    }
+}
+
+/// What kind of KVM this machine has itself, as `insula doctor` says:
+/// `hardware`, `pvm`, `unusable` or `missing`.
+///
+/// # Panics
+/// If it does not say.
+pub fn kvm_kind() -> &'static str {
+    let report = doctor();
+    report["kvm"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no kind of KVM in {report}"))
+}
+
+fn doctor() -> &'static Value {
+    static REPORT: OnceLock<Value> = OnceLock::new();
+    REPORT.get_or_init(|| {
+        let report = Invocation::new(insula()).args(["doctor", "--json"]).run();
+        json(&report.stdout)
     })
 }
 
@@ -49,14 +65,28 @@ pub fn json(text: &str) -> Value {
 /// A guest's name that no other test uses; what is left of the guest is
 /// stopped when the test ends, however it ends.
 #[derive(Debug)]
-pub struct GuestName(String);
+pub struct GuestName {
+    name: String,
+    /// Where it runs, if not where guests run by default.
+    on: Option<&'static str>,
+}
 
 impl GuestName {
     /// A fresh name that begins with `stem`.
     pub fn new(stem: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(format!("{stem}-{}-{number}", std::process::id()))
+        Self {
+            name: format!("{stem}-{}-{number}", std::process::id()),
+            on: None,
+        }
+    }
+
+    /// A fresh name of a guest that runs there.
+    pub fn on(place: &'static str, stem: &str) -> Self {
+        let mut name = Self::new(stem);
+        name.on = Some(place);
+        name
     }
 
     /// Starts the guest with these further arguments.
@@ -70,7 +100,7 @@ impl GuestName {
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 
     /// `insula vps VERB --guest NAME ARGS…`
@@ -96,8 +126,10 @@ impl GuestName {
 
 impl Drop for GuestName {
     fn drop(&mut self) {
+        let place = self.on.map(|place| ["--on", place]);
         let _ = Invocation::new(insula())
-            .args(["guest", "stop", "--kill", &self.0])
+            .args(place.into_iter().flatten())
+            .args(["guest", "stop", "--kill", self.as_str()])
             .run();
     }
 }

@@ -16,5 +16,5 @@ mod program;
 mod starts;
 
 pub use command::{Finished, Invocation};
-pub use host::{Footprint, GuestName, footprint, host, in_lab, json};
+pub use host::{Footprint, GuestName, footprint, host, in_lab, json, kvm_kind};
 pub use program::insula;

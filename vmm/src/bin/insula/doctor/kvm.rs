@@ -10,6 +10,8 @@ pub(super) struct Report {
     pub(super) findings: Vec<Finding>,
     /// Guests can be started directly.
     pub(super) is_usable: bool,
+    /// `hardware`, `pvm`, `unusable` or `missing`.
+    pub(super) kind: &'static str,
 }
 
 /// Opens KVM, asks it, and runs micro-guests on it.
@@ -18,6 +20,7 @@ pub(super) fn check() -> Report {
         return Report {
             findings: vec![Finding::lacking("kvm", why, cure)],
             is_usable: false,
+            kind: "missing",
         };
     }
     let probe = probe();
@@ -36,6 +39,11 @@ pub(super) fn check() -> Report {
     Report {
         findings,
         is_usable: probe.kind.is_hardware(),
+        kind: match probe.kind {
+            KvmKind::Hardware { .. } => "hardware",
+            KvmKind::Pvm { .. } => "pvm",
+            KvmKind::Unusable { .. } => "unusable",
+        },
     }
 }
 

@@ -103,13 +103,17 @@ pub(crate) fn main(on: Option<On>, output: &Output) -> Outcome {
     let summary = match runs_on {
         Some(RunsOn::Hardware) if place::is_lab() => "Guests run here, in the lab.",
         Some(RunsOn::Hardware) => "Guests run on this machine's KVM.",
+        Some(RunsOn::Lab) if kvm.kind == "pvm" => {
+            "Guests run in the lab, an emulated host, which commands start by themselves; with \
+             --on pvm, on this machine's KVM."
+        }
         Some(RunsOn::Lab) => {
             "Guests run in the lab, an emulated host, which commands start by themselves."
         }
         None => "Guests can't run here: neither KVM nor the lab works.",
     };
     output.result(
-        &json!({"runs_on": runs_on, "summary": summary, "checks": findings}),
+        &json!({"runs_on": runs_on, "kvm": kvm.kind, "summary": summary, "checks": findings}),
         || show(&findings, summary),
     )?;
     if runs_on.is_some() {

@@ -1,0 +1,196 @@
+//! The core of it all on this machine's own KVM, where that is of the PVM kind.
+//!
+//! The other tests run on hardware or in the lab. Here every command is given
+//! `--on pvm`. Kernels are emulated on such a host, and their boots take
+//! seconds: one guest serves for all that one guest can show.
+
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use insula_tests::{Finished, GuestName, Invocation, insula, json, kvm_kind};
+
+/// Whether there is something to test, said past the test runner's capture.
+fn is_pvm_host(test: &str) -> bool {
+    let kind = kvm_kind();
+    if kind == "pvm" {
+        return true;
+    }
+    // Nobody can be told that nobody can be told.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{test}: not a PVM host (its KVM is {kind}): nothing was tested"
+    );
+    false
+}
+
+fn on_pvm(args: &[&str]) -> Invocation {
+    Invocation::new(insula()).args(["--on", "pvm"]).args(args)
+}
+
+fn vps(guest: &GuestName, args: &[&str]) -> Finished {
+    let [verb, rest @ ..] = args else {
+        panic!("insula vps what?");
+    };
+    on_pvm(&["vps", verb, "--guest", guest.as_str()])
+        .args(rest)
+        .run()
+}
+
+fn state(guest: &GuestName, name: &str) -> serde_json::Value {
+    let list = json(&vps(guest, &["list", "--json"]).ok());
+    let found = list
+        .as_array()
+        .and_then(|all| all.iter().find(|vps| vps["name"] == name));
+    found
+        .unwrap_or_else(|| panic!("no VPS {name} in {list}"))
+        .clone()
+}
+
+/// What `guest list` has of a guest.
+fn listed(guest: &GuestName) -> serde_json::Value {
+    let list = json(&on_pvm(&["guest", "list", "--json"]).run().ok());
+    let found = list
+        .as_array()
+        .and_then(|all| all.iter().find(|listed| listed["name"] == guest.as_str()));
+    found
+        .unwrap_or_else(|| panic!("no guest {} in {list}", guest.as_str()))
+        .clone()
+}
+
+#[test]
+fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
+    if !is_pvm_host("VPSs on PVM") {
+        return;
+    }
+    let guest = GuestName::on("pvm", "pvm");
+    on_pvm(&["guest", "start", guest.as_str(), "--memory", "192M"])
+        .run()
+        .ok();
+
+    let counted = listed(&guest);
+    let number = |value: &serde_json::Value, name: &str| {
+        value[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name} in {value}"))
+    };
+    let boot = number(&counted, "emulated_instructions");
+    assert!(
+        boot > 100_000,
+        "a kernel booted without emulation: {counted}"
+    );
+    assert!(number(&counted, "exits") > 0);
+    let repairs = &counted["repairs"];
+    assert!(number(repairs, "syscalls") > 100, "{repairs}");
+    let top = json(&on_pvm(&["guest", "top", "--once", "--json"]).run().ok());
+    let row = top.as_array().into_iter().flatten();
+    let row = row.into_iter().find(|row| row["name"] == guest.as_str());
+    assert!(number(row.unwrap(), "emulated_instructions") >= boot);
+
+    for name in ["web", "db"] {
+        vps(&guest, &["create", name]).ok();
+    }
+    let script = "hostname; id -u; exit 7";
+    let exec = vps(&guest, &["exec", "web", "--", "sh", "-c", script]);
+    assert_eq!((exec.code(), &*exec.stdout), (7, "web\n0\n"), "{exec}");
+
+    let neighbour = state(&guest, "db");
+    vps(&guest, &["exec", "web", "--", "reboot"]);
+    let web = (0..300).find_map(|_| {
+        let web = state(&guest, "web");
+        let is_back = web["boot_count"] == 2 && web["state"] == "running";
+        if !is_back {
+            thread::sleep(Duration::from_millis(500));
+        }
+        is_back.then_some(web)
+    });
+    let web = web.unwrap_or_else(|| panic!("web has not booted again"));
+    assert_eq!(web["last_exit"], "reboot", "{web}");
+    let after = state(&guest, "db");
+    assert_eq!(after["init_pid"], neighbour["init_pid"]);
+    assert_eq!(after["boot_count"], 1);
+
+    vps(&guest, &["destroy", "web", "--force"]).ok();
+    let stopped = json(
+        &on_pvm(&["guest", "stop", guest.as_str(), "--timeout", "5m", "--json"])
+            .run()
+            .ok(),
+    );
+    assert_eq!(stopped["exit_code"], 0, "{stopped}");
+}
+
+#[test]
+fn on_a_pvm_host_an_instruction_that_nobody_repairs_ends_its_guest_alone() {
+    if !is_pvm_host("refused instructions on PVM") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = dir.path().join("vmlinux");
+    // xrstor [rsi]
+    std::fs::write(&kernel, kernel_of(&[0x0f, 0xae, 0x2e])).unwrap();
+    let map = "ffffffff81000000 T startup_64\nffffffff81001000 T _etext\n";
+    std::fs::write(dir.path().join("System.map"), map).unwrap();
+    let guest = GuestName::on("pvm", "refused");
+    let kernel = kernel.to_str().unwrap();
+    on_pvm(&["guest", "start", guest.as_str(), "--kernel", kernel])
+        .run()
+        .fails(
+            22,
+            &[
+                "`xrstor",
+                "0f ae 2e",
+                "0x1000000",
+                "startup_64",
+                "kernel's code is emulated here",
+            ],
+        );
+    assert_eq!(
+        on_pvm(&["guest", "status", guest.as_str()]).run().code(),
+        1,
+        "something is left of it"
+    );
+}
+
+#[test]
+fn on_hardware_is_refused_on_a_pvm_host_with_the_way_out() {
+    if !is_pvm_host("--on hardware on PVM") {
+        return;
+    }
+    let guest = GuestName::on("pvm", "elsewhere");
+    Invocation::new(insula())
+        .args(["--on", "hardware", "guest", "start", guest.as_str()])
+        .run()
+        .fails(1, &["PVM", "--on pvm", "--on lab"]);
+}
+
+/// An ELF kernel of a few instructions, linked at 16 MiB.
+fn kernel_of(code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 0x100_0000;
+    let mut elf = Vec::new();
+    elf.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    // An executable for x86-64.
+    for half in [2u16, 62] {
+        elf.extend_from_slice(&half.to_le_bytes());
+    }
+    elf.extend_from_slice(&1u32.to_le_bytes());
+    // Entry, program headers, section headers.
+    for word in [ADDRESS, 64, 0] {
+        elf.extend_from_slice(&word.to_le_bytes());
+    }
+    elf.extend_from_slice(&0u32.to_le_bytes());
+    // Sizes and numbers of headers.
+    for half in [64u16, 56, 1, 64, 0, 0] {
+        elf.extend_from_slice(&half.to_le_bytes());
+    }
+    // A loaded segment that can be executed.
+    for half in [1u32, 5] {
+        elf.extend_from_slice(&half.to_le_bytes());
+    }
+    let size = code.len() as u64;
+    for word in [0x1000, ADDRESS, ADDRESS, size, size, 0x1000] {
+        elf.extend_from_slice(&u64::to_le_bytes(word));
+    }
+    elf.resize(0x1000, 0);
+    elf.extend_from_slice(code);
+    elf
+}
