@@ -32,12 +32,14 @@ pub enum HostKind {
     Emulated,
     /// Emulated, and the clock counts instructions: 1 ns each.
     EmulatedIcount,
+    /// Guests' programs run on the processor, their kernels are emulated.
+    Pvm,
 }
 
 impl HostKind {
     /// Whether figures say nothing about hardware.
     pub fn is_emulated(self) -> bool {
-        matches!(self, Self::Emulated | Self::EmulatedIcount)
+        matches!(self, Self::Emulated | Self::EmulatedIcount | Self::Pvm)
     }
 
     /// What every page says about it; `None` when there is nothing to say.
@@ -47,6 +49,7 @@ impl HostKind {
             Self::Virtual => Some("nested host"),
             Self::Emulated => Some("emulated host"),
             Self::EmulatedIcount => Some("emulated host, 1 ns = 1 instruction"),
+            Self::Pvm => Some("PVM emulation of guest kernels"),
         }
     }
 
@@ -69,6 +72,13 @@ impl HostKind {
                  advances by one nanosecond an instruction: times are instruction counts. \
                  Caches, TLBs and the cost of a VM exit are not modelled. No verdict about \
                  hardware follows.",
+            ),
+            Self::Pvm => Some(
+                "The host's KVM is of the PVM kind: programs in guests run at full speed, but \
+                 guests' kernels are emulated, about half a microsecond an instruction, so that \
+                 every system call, fault and interrupt in a guest costs hundreds of times what \
+                 it costs on VT-x or SVM. Models without a guest run as they do on hardware. No \
+                 verdict about hardware follows.",
             ),
         }
     }
@@ -432,6 +442,12 @@ mod tests {
         assert_eq!(lab_kind("{\"icount\":false}"), HostKind::Emulated);
         assert_eq!(lab_kind("garbage"), HostKind::Emulated);
         assert!(HostKind::Emulated.is_emulated() && !HostKind::Virtual.is_emulated());
+        assert!(HostKind::Pvm.is_emulated());
+        assert!(
+            HostKind::Pvm
+                .mark()
+                .is_some_and(|mark| mark.contains("PVM"))
+        );
         assert!(
             HostKind::EmulatedIcount
                 .mark()

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 
 use arguments::{Action, Arguments, RunOptions};
-use compare::environment::Environment;
+use compare::environment::{Environment, HostKind};
 use compare::metric::Measurement;
 use compare::models::ModelId;
 use compare::plan::{Plan, Wishes};
@@ -97,7 +97,7 @@ fn start(options: &RunOptions) -> anyhow::Result<u8> {
     }
     let code = match place::decide(options.on)? {
         Place::Lab => lab::compare(&options.for_lab(seed), &directory)?,
-        Place::Hardware => compare(options, seed, &directory)?,
+        place => compare(options, seed, &directory, place)?,
     };
     if options.collect || !directory.join("samples.jsonl").exists() {
         return Ok(code);
@@ -111,9 +111,12 @@ fn start(options: &RunOptions) -> anyhow::Result<u8> {
 }
 
 /// Compares on this machine, and leaves the samples in `directory`.
-fn compare(options: &RunOptions, seed: u64, directory: &Path) -> anyhow::Result<u8> {
+fn compare(options: &RunOptions, seed: u64, directory: &Path, place: Place) -> anyhow::Result<u8> {
     let stop = stop_on_signals()?;
-    let environment = Environment::capture();
+    let mut environment = Environment::capture();
+    if place == Place::Pvm {
+        environment.host = HostKind::Pvm;
+    }
     let wishes = Wishes {
         profile: options.profile,
         seed,

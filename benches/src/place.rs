@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use clap::ValueEnum;
+use vmm::probe::{KvmKind, probe};
 
 /// The file by which the lab is known from inside.
 const LAB_MARK: &str = "/etc/insula-lab.json";
@@ -15,6 +16,8 @@ const DEVICE: &str = "/dev/kvm";
 pub(crate) enum Place {
     /// On this machine.
     Hardware,
+    /// On this machine, whose KVM emulates guests' kernels.
+    Pvm,
     /// In the lab, an emulated host.
     Lab,
 }
@@ -25,6 +28,10 @@ pub(crate) fn decide(wanted: Option<Place>) -> anyhow::Result<Place> {
     let is_lab = Path::new(LAB_MARK).exists();
     match wanted {
         Some(Place::Lab) if is_lab => bail!("--on lab: this is the lab already; leave it out"),
+        Some(Place::Pvm) => match probe().kind {
+            KvmKind::Pvm { .. } => Ok(Place::Pvm),
+            other => bail!("--on pvm: this machine's KVM is not of the PVM kind but {other}"),
+        },
         Some(place) => Ok(place),
         None if is_lab || no_guests().is_none() => Ok(Place::Hardware),
         None => Ok(Place::Lab),
@@ -40,7 +47,9 @@ pub(crate) fn no_guests() -> Option<String> {
     }
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     (!has_virtualization(&cpuinfo)).then(|| {
-        format!("this machine's {DEVICE} is of the PVM kind (no VT-x or SVM); use --on lab")
+        format!(
+            "this machine's {DEVICE} is of the PVM kind (no VT-x or SVM); use --on pvm or --on lab"
+        )
     })
 }
 

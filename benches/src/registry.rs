@@ -6,8 +6,9 @@ use anyhow::Context;
 use images::kernel::Flavour;
 use images::templates::Template;
 use images::{Request, Store};
+use vmm::config::HostKvm;
 
-use compare::environment::Environment;
+use compare::environment::{Environment, HostKind};
 use compare::models::{
     GuestVpsModel, HostVpsModel, Images, MicrovmModel, Model, ModelId, ProcessModel,
 };
@@ -69,7 +70,8 @@ fn create(
     if !rustix::process::geteuid().is_root() && model == ModelId::HostVps {
         return Err("VPSs on the host need root: run it with sudo".into());
     }
-    if let Some(reason) = place::no_guests().filter(|_| is_guest) {
+    let is_pvm = environment.host == HostKind::Pvm;
+    if let Some(reason) = place::no_guests().filter(|_| is_guest && !is_pvm) {
         return Err(reason);
     }
     let find = |request: Request| {
@@ -79,8 +81,17 @@ fn create(
             .map_err(|error| error.to_string())
     };
     let images = Images {
+        host_kvm: if is_pvm {
+            HostKvm::Pvm
+        } else {
+            HostKvm::Hardware
+        },
         kernel: if is_guest {
-            find(Request::Kernel(Flavour::Hardware))?
+            find(Request::Kernel(if is_pvm {
+                Flavour::Pvm
+            } else {
+                Flavour::Hardware
+            }))?
         } else {
             PathBuf::new()
         },

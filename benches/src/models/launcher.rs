@@ -1,11 +1,17 @@
 //! Launching guests, for the models that run in guests.
 
+use std::time::Duration;
+
 use guest_agent::protocol::{DiskRole, Name};
 use images::kernel::COMMAND_LINE;
+use vmm::config::HostKvm;
 use vmm::guest::{Drive, Guest, GuestSpec, RunRoot};
 
 use super::{Clock, Images, ModelError, ModelId, PATIENCE};
 use crate::result::{Event, Waterfall};
+
+/// How long a guest may boot where its kernel is emulated.
+const PVM_READY_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Launches guests of the images.
 pub(super) struct Launcher {
@@ -49,6 +55,16 @@ impl Launcher {
             .map_err(failed("reserving a guest's name"))?;
 
         let mut spec = GuestSpec::new(self.images.kernel.clone(), COMMAND_LINE);
+        spec.host_kvm = self.images.host_kvm;
+        if spec.host_kvm == HostKvm::Pvm {
+            spec.cmdline = format!("{} {}", spec.cmdline, vmm::pvm::COMMAND_LINE);
+            spec.ready_timeout = PVM_READY_TIMEOUT
+                .as_millis()
+                .try_into()
+                .ok()
+                .and_then(|ms: u64| ms.try_into().ok())
+                .unwrap_or(spec.ready_timeout);
+        }
         spec.vcpus = u64::from(vcpus).try_into().unwrap_or(spec.vcpus);
         spec.memory = memory_mib.try_into().unwrap_or(spec.memory);
         spec.initrds = vec![self.images.initramfs.clone()];

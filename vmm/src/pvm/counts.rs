@@ -10,6 +10,7 @@ pub struct Counts {
     syscalls: AtomicU64,
     page_faults: AtomicU64,
     instructions: AtomicU64,
+    debug_exits: AtomicU64,
 }
 
 /// The counts at one time.
@@ -22,6 +23,8 @@ pub struct RepairCounts {
     pub page_faults: u64,
     /// Instructions that were carried out for the emulator, at one exit each.
     pub instructions: u64,
+    /// Exits at breakpoints, of system calls and page faults together.
+    pub debug_exits: u64,
 }
 
 impl Counts {
@@ -37,12 +40,17 @@ impl Counts {
         self.instructions.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn debug_exit(&self) {
+        self.debug_exits.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The counts now.
     pub fn read(&self) -> RepairCounts {
         RepairCounts {
             syscalls: self.syscalls.load(Ordering::Relaxed),
             page_faults: self.page_faults.load(Ordering::Relaxed),
             instructions: self.instructions.load(Ordering::Relaxed),
+            debug_exits: self.debug_exits.load(Ordering::Relaxed),
         }
     }
 }

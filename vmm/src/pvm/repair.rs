@@ -331,6 +331,7 @@ impl ExitRepair for PvmRepair {
     }
 
     fn debug(&mut self, vcpu: &mut VcpuFd) -> Repair {
+        self.counts.debug_exit();
         let (regs, sregs) = registers(vcpu);
         if self.is_stepping {
             let set = self.set_breakpoint(vcpu);
