@@ -53,7 +53,7 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) blocks: Option<u32>,
     /// Only these measurements, by comma: cpu.prime, sys.null, proc.create,
-    /// mem.fault, start.cold, density.mem.
+    /// mem.fault, start.cold, start.restore, start.burst, density.mem.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) only: Vec<Measurement>,
     /// Only these models, by comma: process, host-vps, guest-vps, microvm.

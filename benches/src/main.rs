@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 
 use arguments::{Action, Arguments, RunOptions};
-use compare::environment::{Environment, HostKind};
+use compare::environment::{Environment, HostKind, memory_field};
 use compare::metric::Measurement;
 use compare::models::ModelId;
 use compare::plan::{Plan, Wishes};
@@ -148,6 +148,9 @@ fn compare(options: &RunOptions, seed: u64, directory: &Path, place: Place) -> a
         }
         bail!("no model runs here: nothing to compare");
     }
+    if let Some(available) = memory_field("MemAvailable") {
+        plan.fit_memory(available / 2);
+    }
     plan.fit(
         &costs,
         options.blocks.is_some(),
@@ -235,6 +238,22 @@ fn in_words(plan: &Plan) -> String {
         parts.push(format!(
             "{} cold starts a model and block",
             plan.cold_starts
+        ));
+    }
+    if plan.measures(Measurement::StartRestore) {
+        parts.push(format!("{} restored starts", plan.restores));
+    }
+    if plan.measures(Measurement::StartBurst) {
+        let sizes: Vec<String> = plan
+            .bursts
+            .iter()
+            .filter_map(|metric| metric.burst())
+            .map(|count| count.to_string())
+            .collect();
+        parts.push(format!(
+            "bursts of {} in {} blocks",
+            sizes.join(", "),
+            plan.burst_blocks
         ));
     }
     if plan.measures(Measurement::DensityMem) {

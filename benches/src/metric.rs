@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::models::ModelId;
 use crate::name::find;
 
 /// A measurement of the comparison; some yield more than one [`Metric`].
@@ -25,6 +26,12 @@ pub enum Measurement {
     /// From the request for an instance to its program's output, and away again.
     #[serde(rename = "start.cold")]
     StartCold,
+    /// The same with what carries the instance restored from a snapshot.
+    #[serde(rename = "start.restore")]
+    StartRestore,
+    /// Several instances asked for at once.
+    #[serde(rename = "start.burst")]
+    StartBurst,
     /// What an idle instance takes of the host's memory.
     #[serde(rename = "density.mem")]
     DensityMem,
@@ -32,14 +39,22 @@ pub enum Measurement {
 
 impl Measurement {
     /// All, in the order of reports.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::CpuPrime,
         Self::SysNull,
         Self::ProcCreate,
         Self::MemFault,
         Self::StartCold,
+        Self::StartRestore,
+        Self::StartBurst,
         Self::DensityMem,
     ];
+
+    /// Whether it can be done with a model: only what runs in a guest has a
+    /// snapshot that it can be restored from.
+    pub fn applies_to(self, model: ModelId) -> bool {
+        self != Self::StartRestore || model.has_snapshots()
+    }
 
     /// Its name on the command line and in results.
     pub fn name(self) -> &'static str {
@@ -49,6 +64,8 @@ impl Measurement {
             Self::ProcCreate => "proc.create",
             Self::MemFault => "mem.fault",
             Self::StartCold => "start.cold",
+            Self::StartRestore => "start.restore",
+            Self::StartBurst => "start.burst",
             Self::DensityMem => "density.mem",
         }
     }
@@ -91,6 +108,19 @@ pub enum Metric {
     /// Milliseconds from the request (T0) until all resources are back (T8).
     #[serde(rename = "start.cold/all-returned")]
     StartReturned,
+    /// Milliseconds from the request (T0) to the first byte of the program
+    /// (T6), what carries the instance restored from a snapshot.
+    #[serde(rename = "start.restore/first-byte")]
+    RestoreFirstByte,
+    /// Milliseconds from the request for one instance, alone, to its first byte.
+    #[serde(rename = "start.burst/1")]
+    Burst1,
+    /// Milliseconds from the request for ten at once to the last one's first byte.
+    #[serde(rename = "start.burst/10")]
+    Burst10,
+    /// Milliseconds from the request for fifty at once to the last one's first byte.
+    #[serde(rename = "start.burst/50")]
+    Burst50,
     /// MiB of the host's available memory for each idle instance.
     #[serde(rename = "density.mem")]
     DensityMem,
@@ -98,7 +128,7 @@ pub enum Metric {
 
 impl Metric {
     /// All, in the order of reports.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::CpuPrime,
         Self::SysNull,
         Self::ProcFork,
@@ -106,8 +136,15 @@ impl Metric {
         Self::MemFault,
         Self::StartFirstByte,
         Self::StartReturned,
+        Self::RestoreFirstByte,
+        Self::Burst1,
+        Self::Burst10,
+        Self::Burst50,
         Self::DensityMem,
     ];
+
+    /// Those of bursts, the smallest first.
+    pub const BURSTS: [Self; 3] = [Self::Burst1, Self::Burst10, Self::Burst50];
 
     /// Those that a workload in a running instance yields.
     pub const WORK: [Self; 5] = [
@@ -126,6 +163,8 @@ impl Metric {
             Self::ProcFork | Self::ProcExec => Measurement::ProcCreate,
             Self::MemFault => Measurement::MemFault,
             Self::StartFirstByte | Self::StartReturned => Measurement::StartCold,
+            Self::RestoreFirstByte => Measurement::StartRestore,
+            Self::Burst1 | Self::Burst10 | Self::Burst50 => Measurement::StartBurst,
             Self::DensityMem => Measurement::DensityMem,
         }
     }
@@ -140,6 +179,10 @@ impl Metric {
             Self::MemFault => "mem.fault",
             Self::StartFirstByte => "start.cold/first-byte",
             Self::StartReturned => "start.cold/all-returned",
+            Self::RestoreFirstByte => "start.restore/first-byte",
+            Self::Burst1 => "start.burst/1",
+            Self::Burst10 => "start.burst/10",
+            Self::Burst50 => "start.burst/50",
             Self::DensityMem => "density.mem",
         }
     }
@@ -152,7 +195,17 @@ impl Metric {
             Self::ProcFork => Some("proc.fork"),
             Self::ProcExec => Some("proc.exec"),
             Self::MemFault => Some("mem.fault"),
-            Self::StartFirstByte | Self::StartReturned | Self::DensityMem => None,
+            _ => None,
+        }
+    }
+
+    /// How many instances are asked for at once, where it is a burst.
+    pub fn burst(self) -> Option<u32> {
+        match self {
+            Self::Burst1 => Some(1),
+            Self::Burst10 => Some(10),
+            Self::Burst50 => Some(50),
+            _ => None,
         }
     }
 
@@ -171,7 +224,12 @@ impl Metric {
             Self::SysNull => "ns/call",
             Self::ProcFork | Self::ProcExec => "us",
             Self::MemFault => "ns/page",
-            Self::StartFirstByte | Self::StartReturned => "ms",
+            Self::StartFirstByte
+            | Self::StartReturned
+            | Self::RestoreFirstByte
+            | Self::Burst1
+            | Self::Burst10
+            | Self::Burst50 => "ms",
             Self::DensityMem => "MiB/instance",
         }
     }
@@ -187,7 +245,12 @@ impl Metric {
             Self::CpuPrime => 1e9 / ns,
             Self::SysNull | Self::MemFault | Self::DensityMem => ns,
             Self::ProcFork | Self::ProcExec => ns / 1e3,
-            Self::StartFirstByte | Self::StartReturned => ns / 1e6,
+            Self::StartFirstByte
+            | Self::StartReturned
+            | Self::RestoreFirstByte
+            | Self::Burst1
+            | Self::Burst10
+            | Self::Burst50 => ns / 1e6,
         }
     }
 
@@ -199,7 +262,12 @@ impl Metric {
             Self::SysNull | Self::ProcFork => (5.0, 1e6),
             Self::ProcExec => (20.0, 1e7),
             Self::MemFault => (10.0, 1e7),
-            Self::StartFirstByte | Self::StartReturned => (0.01, 600_000.0),
+            Self::StartFirstByte
+            | Self::StartReturned
+            | Self::RestoreFirstByte
+            | Self::Burst1
+            | Self::Burst10
+            | Self::Burst50 => (0.01, 600_000.0),
             // Noise may be below nothing: leaving it out would push the rest up.
             Self::DensityMem => (-1024.0, 65_536.0),
         }
@@ -230,6 +298,17 @@ impl Metric {
             Self::StartReturned => {
                 "From the request (T0) until the instance's processes, directories, cgroups and \
                  sockets are gone (T8)."
+            }
+            Self::RestoreFirstByte => {
+                "As start.cold/first-byte, but with nothing of the instance running at T0: the \
+                 guest that carries it (of a microvm its own, of a guest-vps the one that is \
+                 shared, restored for this one) comes from a snapshot of the freshly booted guest."
+            }
+            Self::Burst1 | Self::Burst10 | Self::Burst50 => {
+                "So many new instances asked for at once (T0), until the last of them has written \
+                 its first byte: the time of the whole burst, not of one start in it. Guests are \
+                 restored from a snapshot, of microvm one for each instance, of guest-vps one for \
+                 all; processes and host-vps start as they always do."
             }
             Self::DensityMem => {
                 "Slope (Theil-Sen) of the host's MemAvailable over the number of instances, each \

@@ -67,6 +67,15 @@ pub struct Plan {
     pub work_ms: u64,
     /// Cold starts of each model in each block.
     pub cold_starts: u32,
+    /// Restored starts of each model that has snapshots, in each block.
+    #[serde(default)]
+    pub restores: u32,
+    /// The bursts of `start.burst`.
+    #[serde(default)]
+    pub bursts: Vec<Metric>,
+    /// Blocks with `start.burst`: the first so many.
+    #[serde(default)]
+    pub burst_blocks: u32,
     /// Times that `density.mem` launches [some](ModelId::density_step) instances
     /// and looks at the host's memory.
     pub density_steps: u32,
@@ -94,6 +103,10 @@ pub struct Cost {
     pub exec_s: f64,
     /// How much longer work takes than in `process`.
     pub slowdown: f64,
+    /// Making a snapshot, once; nothing where there is none.
+    pub snapshot_s: f64,
+    /// A burst of one, from nothing to nothing.
+    pub burst_s: f64,
 }
 
 /// What the caller asked for; the rest is the profile's.
@@ -115,27 +128,45 @@ impl Plan {
     /// The profile's plan for a host, before anything is known of it.
     pub fn new(wishes: &Wishes, host: HostKind) -> Self {
         let emulated = host.is_emulated();
-        let (blocks, work_ms, cold_starts, density_steps, density_blocks) =
-            match (wishes.profile, emulated) {
-                (Profile::Quick, false) => (8, 400, 3, 8, 3),
-                (Profile::Quick, true) => (6, 1000, 2, 6, 3),
-                (Profile::Full, false) => (16, 2000, 10, 16, 6),
-                (Profile::Full, true) => (12, 2000, 5, 8, 6),
-            };
+        // Blocks; milliseconds of work; starts of either kind in a block; steps
+        // of density.mem; blocks with it and with bursts.
+        let (blocks, work_ms, starts, density_steps, some_blocks) = match (wishes.profile, emulated)
+        {
+            (Profile::Quick, false) => (8, 400, 3, 8, 3),
+            (Profile::Quick, true) => (6, 1000, 2, 6, 3),
+            (Profile::Full, false) => (16, 2000, 10, 16, 6),
+            (Profile::Full, true) => (12, 2000, 5, 8, 6),
+        };
+        let blocks = wishes.blocks.unwrap_or(blocks);
+        let mut measurements = wishes.measurements.clone();
         let mut adjustments = Vec::new();
         if emulated {
             adjustments.push("the host is emulated: fewer repetitions than on hardware".to_owned());
+        }
+        if host == HostKind::Pvm {
+            let restored = [Measurement::StartRestore, Measurement::StartBurst];
+            let wanted = measurements.len();
+            measurements.retain(|measurement| !restored.contains(measurement));
+            if measurements.len() < wanted {
+                adjustments.push(
+                    "guests are not restored on a PVM host: without start.restore and start.burst"
+                        .to_owned(),
+                );
+            }
         }
         Self {
             profile: wishes.profile,
             seed: wishes.seed,
             models: wishes.models.clone(),
-            measurements: wishes.measurements.clone(),
-            blocks: wishes.blocks.unwrap_or(blocks),
+            measurements,
+            blocks,
             work_ms,
-            cold_starts,
+            cold_starts: starts,
+            restores: starts,
+            bursts: Metric::BURSTS.to_vec(),
+            burst_blocks: some_blocks.min(blocks),
             density_steps,
-            density_blocks: density_blocks.min(wishes.blocks.unwrap_or(blocks)),
+            density_blocks: some_blocks.min(blocks),
             limits: InstanceLimits::default(),
             work: BTreeMap::new(),
             adjustments,
@@ -151,32 +182,38 @@ impl Plan {
         }
     }
 
+    /// Leaves out the bursts for which the host has no room, and says so.
+    pub fn fit_memory(&mut self, available_bytes: u64) {
+        let available_mib = available_bytes >> 20;
+        if !self.measures(Measurement::StartBurst) {
+            return;
+        }
+        let adjustments = &mut self.adjustments;
+        self.bursts.retain(|metric| {
+            let needed_mib = u64::from(metric.burst().unwrap_or(0)) * BURST_INSTANCE_MIB;
+            let fits = needed_mib <= available_mib;
+            if !fits {
+                adjustments.push(format!(
+                    "{metric} is left out: so many guests may take {needed_mib} MiB, and the host \
+                     has {available_mib} MiB to give"
+                ));
+            }
+            fits
+        });
+    }
+
     /// Cuts the plan to its time, by what the pieces took in the warm-up.
     /// Blocks that the caller asked for (`fixed_blocks`) are not cut.
     pub fn fit(&mut self, costs: &BTreeMap<ModelId, Cost>, fixed_blocks: bool, spent_s: f64) {
         let budget = self.budget_s() - spent_s;
-        let before = [
-            self.blocks,
-            self.cold_starts,
-            self.density_steps,
-            self.density_blocks,
-        ];
+        let before = self.amounts();
         loop {
             let estimate = self.seconds(costs);
             self.estimate_s = estimate.ceil() as u64;
             if estimate <= budget {
                 break;
             }
-            // Blocks last: they carry the statistics.
-            if self.cold_starts > 1 && self.measures(Measurement::StartCold) {
-                self.cold_starts -= 1;
-            } else if self.density_steps > 3 && self.measures(Measurement::DensityMem) {
-                self.density_steps -= 1;
-            } else if self.density_blocks > 1 && self.measures(Measurement::DensityMem) {
-                self.density_blocks -= 1;
-            } else if !fixed_blocks && self.blocks > 3 {
-                self.blocks -= 1;
-            } else {
+            if !self.cut(fixed_blocks) {
                 self.adjustments.push(format!(
                     "takes longer than the {:.0} minutes of its profile: nothing is left to cut",
                     self.budget_s() / 60.0
@@ -185,13 +222,8 @@ impl Plan {
             }
         }
         self.density_blocks = self.density_blocks.min(self.blocks);
-        let after = [
-            ("blocks", self.blocks),
-            ("cold starts of a model in a block", self.cold_starts),
-            ("steps of density.mem", self.density_steps),
-            ("blocks with density.mem", self.density_blocks),
-        ];
-        for ((what, after), before) in after.into_iter().zip(before) {
+        self.burst_blocks = self.burst_blocks.min(self.blocks);
+        for ((what, after), (_, before)) in self.amounts().into_iter().zip(before) {
             if before != after {
                 self.adjustments.push(format!(
                     "{after} {what} instead of {before}, to fit the time"
@@ -200,34 +232,104 @@ impl Plan {
         }
     }
 
+    /// What can be cut, in words.
+    fn amounts(&self) -> [(&'static str, u32); 7] {
+        let largest = self.bursts.last().and_then(|metric| metric.burst());
+        [
+            ("blocks", self.blocks),
+            ("cold starts of a model in a block", self.cold_starts),
+            ("restored starts of a model in a block", self.restores),
+            ("blocks with start.burst", self.burst_blocks),
+            ("instances in the largest burst", largest.unwrap_or(0)),
+            ("steps of density.mem", self.density_steps),
+            ("blocks with density.mem", self.density_blocks),
+        ]
+    }
+
+    /// Cuts one piece; whether there was one to cut.
+    fn cut(&mut self, fixed_blocks: bool) -> bool {
+        let cold = self.measures(Measurement::StartCold);
+        let restore = self.measures(Measurement::StartRestore);
+        let burst = self.measures(Measurement::StartBurst);
+        let density = self.measures(Measurement::DensityMem);
+        // Blocks last: they carry the statistics.
+        if cold && self.cold_starts > 1 {
+            self.cold_starts -= 1;
+        } else if restore && self.restores > 1 {
+            self.restores -= 1;
+        } else if burst && self.burst_blocks > 1 {
+            self.burst_blocks -= 1;
+        } else if density && self.density_steps > 3 {
+            self.density_steps -= 1;
+        } else if density && self.density_blocks > 1 {
+            self.density_blocks -= 1;
+        } else if burst && self.bursts.len() > 2 {
+            self.bursts.pop();
+        } else if !fixed_blocks && self.blocks > 3 {
+            self.blocks -= 1;
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// Seconds that the plan takes at these costs.
     pub fn seconds(&self, costs: &BTreeMap<ModelId, Cost>) -> f64 {
-        let work = self.work_metrics().len() as f64;
         self.models
             .iter()
-            .map(|model| {
-                let cost = costs.get(model).copied().unwrap_or_default();
-                let steady = if work > 0.0 {
-                    let once = self.work_ms as f64 / 1e3 * cost.slowdown.max(1.0);
-                    cost.launch_s + cost.exec_s + work * (once + 3.0 * cost.exec_s)
-                } else {
-                    0.0
-                };
-                let cold = if self.measures(Measurement::StartCold) {
-                    f64::from(self.cold_starts) * (cost.launch_s + cost.exec_s)
-                } else {
-                    0.0
-                };
-                let density = if self.measures(Measurement::DensityMem) {
-                    let launches = f64::from(model.density_step()) * cost.launch_s;
-                    f64::from(self.density_steps) * (launches + SETTLE_S) + cost.open_s
-                } else {
-                    0.0
-                };
-                f64::from(self.blocks) * (cost.open_s + steady + cold)
-                    + f64::from(self.density_blocks) * density
-            })
+            .map(|model| self.model_seconds(*model, costs.get(model).copied().unwrap_or_default()))
             .sum()
+    }
+
+    fn model_seconds(&self, model: ModelId, cost: Cost) -> f64 {
+        let work = self.work_metrics().len() as f64;
+        let mut block = cost.open_s;
+        let mut whole = 0.0;
+        if work > 0.0 {
+            let once = self.work_ms as f64 / 1e3 * cost.slowdown.max(1.0);
+            block += cost.launch_s + cost.exec_s + work * (once + 3.0 * cost.exec_s);
+        }
+        if self.measures_of(model, Measurement::StartCold) {
+            block += f64::from(self.cold_starts) * (cost.launch_s + cost.exec_s);
+        }
+        if self.measures_of(model, Measurement::StartRestore) {
+            whole += cost.snapshot_s;
+            block += f64::from(self.restores) * cost.burst_s;
+        }
+        if self.measures(Measurement::StartBurst) {
+            let instances: u32 = self.bursts.iter().filter_map(|metric| metric.burst()).sum();
+            whole += f64::from(self.burst_blocks) * f64::from(instances) * cost.burst_s;
+        }
+        if self.measures(Measurement::DensityMem) {
+            let launches = f64::from(model.density_step()) * cost.launch_s;
+            let steps = f64::from(self.density_steps) * (launches + SETTLE_S);
+            whole += f64::from(self.density_blocks) * (steps + cost.open_s);
+        }
+        f64::from(self.blocks) * block + whole
+    }
+
+    /// Samples of that metric that this model yields in that block.
+    pub fn expects(&self, block: u32, model: ModelId, metric: Metric) -> u32 {
+        if !self.measures_of(model, metric.measurement()) {
+            return 0;
+        }
+        match metric.measurement() {
+            Measurement::StartCold => self.cold_starts,
+            Measurement::StartRestore => self.restores,
+            Measurement::StartBurst => {
+                u32::from(block <= self.burst_blocks && self.bursts.contains(&metric))
+            }
+            Measurement::DensityMem => u32::from(block <= self.density_blocks),
+            Measurement::CpuPrime
+            | Measurement::SysNull
+            | Measurement::ProcCreate
+            | Measurement::MemFault => 1,
+        }
+    }
+
+    /// Whether it measures that of this model.
+    pub fn measures_of(&self, model: ModelId, measurement: Measurement) -> bool {
+        self.measures(measurement) && measurement.applies_to(model)
     }
 
     /// Whether it measures that.
@@ -248,6 +350,7 @@ impl Plan {
         Metric::ALL
             .into_iter()
             .filter(|metric| self.measures(metric.measurement()))
+            .filter(|metric| metric.burst().is_none() || self.bursts.contains(metric))
             .collect()
     }
 
@@ -276,6 +379,10 @@ impl Plan {
         self.blocks < VERDICT_BLOCKS
     }
 }
+
+/// MiB of the host's memory that an instance of a burst may take: a restored
+/// guest takes the pages that it touches, and its machine process.
+const BURST_INSTANCE_MIB: u64 = 24;
 
 /// Seconds that the host's memory is given to settle after a launch.
 pub const SETTLE_S: f64 = 0.3;
@@ -314,6 +421,8 @@ mod tests {
                         launch_s,
                         exec_s: 0.05,
                         slowdown: 1.2,
+                        snapshot_s: launch_s,
+                        burst_s: launch_s / 10.0,
                     },
                 )
             })
@@ -356,6 +465,9 @@ mod tests {
         let mut slower = Plan::new(&wishes(1, None), HostKind::Emulated);
         slower.fit(&costs(30.0), false, 0.0);
         assert_eq!((slower.blocks, slower.cold_starts), (3, 1));
+        assert_eq!((slower.restores, slower.burst_blocks), (1, 1));
+        assert_eq!(slower.bursts, [Metric::Burst1, Metric::Burst10]);
+        assert!(!slower.metrics().contains(&Metric::Burst50));
         assert!(slower.is_indicative());
         assert!(slower.adjustments.len() > 1, "{:?}", slower.adjustments);
         // Blocks that were asked for are kept.
@@ -368,6 +480,25 @@ mod tests {
                 .iter()
                 .any(|text| text.contains("nothing is left to cut"))
         );
+    }
+
+    #[test]
+    fn on_a_pvm_host_nothing_is_restored() {
+        let plan = Plan::new(&wishes(1, None), HostKind::Pvm);
+        assert!(!plan.measures(Measurement::StartRestore));
+        assert!(!plan.measures(Measurement::StartBurst));
+        assert!(plan.measures(Measurement::StartCold));
+        assert!(plan.adjustments.iter().any(|text| text.contains("PVM")));
+    }
+
+    #[test]
+    fn a_small_host_gets_small_bursts_and_is_told_so() {
+        let mut plan = Plan::new(&wishes(1, None), HostKind::BareMetal);
+        plan.fit_memory(4 << 30);
+        assert_eq!(plan.bursts, Metric::BURSTS);
+        plan.fit_memory(600 << 20);
+        assert_eq!(plan.bursts, [Metric::Burst1, Metric::Burst10]);
+        assert!(plan.adjustments[0].contains("start.burst/50 is left out"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::measure::{Place, calibrate, cold_start, density, work};
+use crate::measure::{Place, burst, calibrate, cold_start, density, restored_start, work};
 use crate::metric::{Measurement, Metric};
 use crate::models::{Instance, InstanceLimits, Model, ModelError, ModelId, PATIENCE, WORKLOAD};
 use crate::plan::{Cost, Plan, Visit};
@@ -112,6 +112,17 @@ fn try_out(
     let destroyed = Instant::now();
     instance.destroy()?;
     launch_s += destroyed.elapsed().as_secs_f64();
+    let (mut snapshot_s, mut burst_s) = (0.0, 0.0);
+    if plan.measures_of(model.id(), Measurement::StartRestore)
+        || plan.measures(Measurement::StartBurst)
+    {
+        let taken = Instant::now();
+        model.take_snapshot(limits)?;
+        snapshot_s = taken.elapsed().as_secs_f64();
+        let asked = Instant::now();
+        model.burst(limits, &[WORKLOAD, "hello"], 1)?;
+        burst_s = asked.elapsed().as_secs_f64();
+    }
     let closed = Instant::now();
     model.close()?;
     open_s += closed.elapsed().as_secs_f64();
@@ -120,6 +131,8 @@ fn try_out(
         launch_s,
         exec_s,
         slowdown,
+        snapshot_s,
+        burst_s,
     })
 }
 
@@ -220,7 +233,9 @@ impl Run<'_> {
 
         if let Err(error) = model.open() {
             for metric in plan.metrics() {
-                record(place.failed(metric, &error))?;
+                if plan.expects(place.block, place.model, metric) > 0 {
+                    record(place.failed(metric, &error))?;
+                }
             }
             return Ok(());
         }
@@ -250,19 +265,30 @@ impl Run<'_> {
                 }
             }
         }
-        if plan.measures(Measurement::StartCold) {
-            for _ in 0..plan.cold_starts {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                doing(Measurement::StartCold.name());
-                for sample in cold_start(&mut **model, place, &plan.limits) {
-                    record(sample)?;
-                }
+        for _ in 0..plan.expects(place.block, place.model, Metric::StartFirstByte) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            doing(Measurement::StartCold.name());
+            for sample in cold_start(&mut **model, place, &plan.limits) {
+                record(sample)?;
             }
         }
-        if plan.measures(Measurement::DensityMem)
-            && place.block <= plan.density_blocks
+        for _ in 0..plan.expects(place.block, place.model, Metric::RestoreFirstByte) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            doing(Measurement::StartRestore.name());
+            record(restored_start(&mut **model, place, &plan.limits))?;
+        }
+        for &metric in &plan.bursts {
+            if plan.expects(place.block, place.model, metric) == 0 || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            doing(metric.name());
+            record(burst(&mut **model, place, metric, &plan.limits))?;
+        }
+        if plan.expects(place.block, place.model, Metric::DensityMem) > 0
             && !stop.load(Ordering::Relaxed)
         {
             doing(Measurement::DensityMem.name());
@@ -331,12 +357,8 @@ mod tests {
                             (sample.block, sample.model, sample.metric) == (block, *model, metric)
                         })
                         .count();
-                    let expected = match metric.measurement() {
-                        Measurement::StartCold => plan.cold_starts as usize,
-                        Measurement::DensityMem => 0,
-                        _ => 1,
-                    };
-                    assert_eq!(count, expected, "{block} {model} {metric}");
+                    let expected = plan.expects(block, *model, metric);
+                    assert_eq!(count, expected as usize, "{block} {model} {metric}");
                 }
             }
         }

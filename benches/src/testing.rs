@@ -154,6 +154,32 @@ impl Model for FakeModel {
         execution.waterfall = waterfall;
         Ok(execution)
     }
+
+    fn run_restored(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+    ) -> Result<Execution, ModelError> {
+        self.run_once(limits, argv)
+    }
+
+    fn burst(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+    ) -> Result<Vec<Execution>, ModelError> {
+        self.open()?;
+        (0..u64::from(count))
+            .map(|index| {
+                let mut execution = self.run_once(limits, argv)?;
+                // Not in the order in which they were asked for.
+                let first_byte = 2_000_000 - index * 1000;
+                execution.waterfall.set(Event::FirstByte, first_byte);
+                Ok(execution)
+            })
+            .collect()
+    }
 }
 
 fn conditions(model: ModelId) -> Conditions {
@@ -227,6 +253,9 @@ pub(crate) fn samples() -> Vec<Sample> {
     for (index, block) in header.plan.order().iter().enumerate() {
         for (position, visit) in block.iter().enumerate() {
             for metric in header.plan.metrics() {
+                if !metric.measurement().applies_to(visit.model) {
+                    continue;
+                }
                 let factor = 1.0 + visit.model as u8 as f64 / 3.0;
                 let noise = 1.0 + random.below(1000) as f64 / 10_000.0;
                 samples.push(Sample {
@@ -242,6 +271,9 @@ pub(crate) fn samples() -> Vec<Sample> {
                     }),
                     inside_value: Some(299.0),
                     waterfall: waterfall(visit.model, metric, noise),
+                    burst_ns: (0..u64::from(metric.burst().unwrap_or(0)))
+                        .map(|n| 250_000_000 + n * 1_000_000)
+                        .collect(),
                     density: density(metric, factor),
                     shared_bytes: (metric == Metric::DensityMem).then_some(5 << 20),
                     ..Sample::blank(visit.model, metric)
@@ -256,10 +288,12 @@ pub(crate) fn samples() -> Vec<Sample> {
 }
 
 fn waterfall(model: ModelId, metric: Metric, noise: f64) -> Option<Waterfall> {
-    if metric.measurement() != Measurement::StartCold {
-        return None;
-    }
-    let at = |ms: f64| (ms * noise * 1e6) as u64;
+    let quicker = match metric.measurement() {
+        Measurement::StartCold => 1.0,
+        Measurement::StartRestore => 0.1,
+        _ => return None,
+    };
+    let at = |ms: f64| (ms * noise * quicker * 1e6) as u64;
     let mut waterfall = Waterfall::new();
     if model == ModelId::Microvm {
         waterfall.set(Event::RuntimeStarted, at(4.0));

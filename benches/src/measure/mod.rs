@@ -5,7 +5,7 @@ mod start;
 mod work;
 
 pub use density::density;
-pub use start::cold_start;
+pub use start::{burst, cold_start, restored_start};
 pub use work::{WorkloadLine, calibrate, parse_line, work};
 
 use crate::metric::Metric;

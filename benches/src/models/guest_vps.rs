@@ -5,7 +5,8 @@ use vmm::guest::Guest;
 use super::launcher::{Launcher, stop};
 use super::partitioned::{Carrier, PartitionedModel};
 use super::vps::Agent;
-use super::{Conditions, Images, ModelError, ModelId};
+use super::{Clock, Conditions, Images, ModelError, ModelId};
+use crate::result::Waterfall;
 
 /// Memory of the guest that all VPSs share, in MiB.
 const SHARED_MEMORY_MIB: u64 = 512;
@@ -45,7 +46,8 @@ impl Carrier for SharedGuest {
             )),
             image: self.launcher.images().in_words(),
             shares: "one guest with its kernel and agent, started afresh for each block; its \
-                     start is no part of any figure"
+                     start is no part of any figure but start.restore's and start.burst's, whose \
+                     guest is restored for each"
                 .into(),
         }
     }
@@ -55,6 +57,18 @@ impl Carrier for SharedGuest {
         let template = self.launcher.images().template_name.clone();
         let agent = Agent::connect(Self::MODEL, guest.endpoint(), template)?;
         Ok((agent, guest))
+    }
+
+    fn take_snapshot(&mut self) -> Result<(), ModelError> {
+        self.launcher
+            .take_snapshot(self.vcpus, SHARED_MEMORY_MIB, false)
+    }
+
+    fn restore(&mut self, clock: Clock) -> Result<(Agent, Guest, Waterfall), ModelError> {
+        let (guest, waterfall) = self.launcher.restore(clock)?;
+        let template = self.launcher.images().template_name.clone();
+        let agent = Agent::connect(Self::MODEL, guest.endpoint(), template)?;
+        Ok((agent, guest, waterfall))
     }
 
     fn take_down(&mut self, guest: Guest) -> Result<(), ModelError> {

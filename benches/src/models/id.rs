@@ -36,6 +36,11 @@ impl ModelId {
         }
     }
 
+    /// Whether its instances run in guests, which can be restored from snapshots.
+    pub fn has_snapshots(self) -> bool {
+        matches!(self, Self::GuestVps | Self::Microvm)
+    }
+
     /// Its name on the command line and in results.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,23 +1,31 @@
 //! Launching guests, for the models that run in guests.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name};
 use images::kernel::COMMAND_LINE;
+use tempfile::TempDir;
 use vmm::config::HostKvm;
-use vmm::guest::{Drive, Guest, GuestSpec, RunRoot};
+use vmm::guest::{
+    Drive, Guest, GuestError, GuestSpec, Reservation, RestoreSpec, RunRoot, SnapshotOptions,
+};
 
 use super::{Clock, Images, ModelError, ModelId, PATIENCE};
 use crate::result::{Event, Waterfall};
 
 /// How long a guest may boot where its kernel is emulated.
 const PVM_READY_TIMEOUT: Duration = Duration::from_mins(10);
+/// The snapshot's name in its directory.
+const SNAPSHOT: &str = "snapshot";
 
 /// Launches guests of the images.
 pub(super) struct Launcher {
     model: ModelId,
     images: Images,
-    made: u32,
+    made: AtomicU32,
+    /// Of a freshly booted guest, in this directory.
+    snapshot: Option<TempDir>,
 }
 
 impl Launcher {
@@ -26,7 +34,8 @@ impl Launcher {
         Self {
             model,
             images,
-            made: 0,
+            made: AtomicU32::new(0),
+            snapshot: None,
         }
     }
 
@@ -37,23 +46,13 @@ impl Launcher {
 
     /// Boots a guest; `whole_machine` makes the template its root.
     pub(super) fn start(
-        &mut self,
+        &self,
         vcpus: u32,
         memory_mib: u64,
         whole_machine: bool,
     ) -> Result<(Guest, Waterfall), ModelError> {
-        let model = self.model;
-        let failed = |doing: &'static str| move |error| ModelError::machinery(model, doing, error);
-        self.made += 1;
         let clock = Clock::start();
-        let name = format!("cmp-{}-{}", std::process::id(), self.made);
-        let name = Name::new(name)
-            .map_err(|error| ModelError::machinery(model, "naming a guest", error))?;
-        let root = RunRoot::for_user().map_err(failed("finding the run directory"))?;
-        let reservation = root
-            .reserve(&name)
-            .map_err(failed("reserving a guest's name"))?;
-
+        let reservation = self.reserve()?;
         let mut spec = GuestSpec::new(self.images.kernel.clone(), COMMAND_LINE);
         spec.host_kvm = self.images.host_kvm;
         if spec.host_kvm == HostKvm::Pvm {
@@ -80,21 +79,91 @@ impl Launcher {
 
         let guest = reservation
             .start(&spec, None)
-            .map_err(failed("starting a guest"))?;
-        let mut waterfall = Waterfall::new();
-        let spans = guest.spans();
-        for (span, event) in [
-            ("process_start", Event::RuntimeStarted),
-            ("first_instruction", Event::KernelEntry),
-            ("init", Event::Init),
-            ("agent_ready", Event::Ready),
-        ] {
-            if let Some(at_ns) = spans.get(span) {
-                waterfall.set(event, clock.since_start(*at_ns));
-            }
-        }
+            .map_err(|error| self.failed("starting a guest", error))?;
+        let waterfall = events(&guest, clock);
         Ok((guest, waterfall))
     }
+
+    /// Boots a guest as [`Launcher::start`] does, takes a snapshot of it and
+    /// ends it. Does nothing when there is a snapshot.
+    pub(super) fn take_snapshot(
+        &mut self,
+        vcpus: u32,
+        memory_mib: u64,
+        whole_machine: bool,
+    ) -> Result<(), ModelError> {
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
+        let directory = tempfile::Builder::new()
+            .prefix("insula-compare-")
+            .tempdir()
+            .map_err(|source| {
+                ModelError::host("make a directory in", std::env::temp_dir(), source)
+            })?;
+        let (guest, _) = self.start(vcpus, memory_mib, whole_machine)?;
+        let taken = guest
+            .dir()
+            .snapshot(&directory.path().join(SNAPSHOT), SnapshotOptions::default())
+            .map_err(|error| self.failed("taking a snapshot of a guest", error));
+        stop(self.model, guest)?;
+        taken?;
+        self.snapshot = Some(directory);
+        Ok(())
+    }
+
+    /// Restores a guest from the snapshot; it was asked for at `clock`'s start.
+    /// Any thread may do so, as often as it likes; the guest ends with it.
+    pub(super) fn restore(&self, clock: Clock) -> Result<(Guest, Waterfall), ModelError> {
+        let Some(directory) = &self.snapshot else {
+            return Err(ModelError::Unavailable {
+                model: self.model,
+                reason: "no snapshot was taken to restore it from".into(),
+            });
+        };
+        let spec = RestoreSpec {
+            snapshot: directory.path().join(SNAPSHOT),
+            ephemeral: true,
+            ..RestoreSpec::default()
+        };
+        let guest = self
+            .reserve()?
+            .restore(&spec, None)
+            .map_err(|error| self.failed("restoring a guest", error))?;
+        let waterfall = events(&guest, clock);
+        Ok((guest, waterfall))
+    }
+
+    /// A fresh name, reserved.
+    fn reserve(&self) -> Result<Reservation, ModelError> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cmp-{}-{number}", std::process::id());
+        let name = Name::new(name)
+            .map_err(|error| ModelError::machinery(self.model, "naming a guest", error))?;
+        RunRoot::for_user()
+            .and_then(|root| root.reserve(&name))
+            .map_err(|error| self.failed("reserving a guest's name", error))
+    }
+
+    fn failed(&self, doing: &str, error: GuestError) -> ModelError {
+        ModelError::machinery(self.model, doing, error)
+    }
+}
+
+/// The events of a guest's start, since `clock`'s.
+fn events(guest: &Guest, clock: Clock) -> Waterfall {
+    let mut waterfall = Waterfall::new();
+    for (span, event) in [
+        ("process_start", Event::RuntimeStarted),
+        ("first_instruction", Event::KernelEntry),
+        ("init", Event::Init),
+        ("agent_ready", Event::Ready),
+    ] {
+        if let Some(at_ns) = guest.spans().get(span) {
+            waterfall.set(event, clock.since_start(*at_ns));
+        }
+    }
+    waterfall
 }
 
 /// A guest's end, nothing of it left.

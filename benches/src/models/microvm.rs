@@ -6,6 +6,7 @@ use guest_agent::client::{Client, Session};
 use guest_agent::protocol::{Exec, Message, Target};
 use vmm::guest::Guest;
 
+use super::burst::at_once;
 use super::launcher::{Launcher, stop};
 use super::vps::execute;
 use super::{
@@ -27,10 +28,20 @@ impl MicrovmModel {
         }
     }
 
-    fn guest(&mut self, limits: &InstanceLimits) -> Result<MicrovmInstance, ModelError> {
+    fn guest(&self, limits: &InstanceLimits) -> Result<MicrovmInstance, ModelError> {
         let (guest, waterfall) =
             self.launcher
                 .start(limits.cpus, limits.memory_bytes >> 20, true)?;
+        Ok(MicrovmInstance {
+            guest: Some(guest),
+            waterfall,
+            idle: None,
+        })
+    }
+
+    /// An instance whose guest is restored; it was asked for at `clock`'s start.
+    fn restored(&self, clock: Clock) -> Result<MicrovmInstance, ModelError> {
+        let (guest, waterfall) = self.launcher.restore(clock)?;
         Ok(MicrovmInstance {
             guest: Some(guest),
             waterfall,
@@ -77,6 +88,36 @@ impl Model for MicrovmModel {
         // Without an idle process: its program is the only one.
         let instance = self.guest(limits)?;
         super::run_in(Box::new(instance), clock, argv)
+    }
+
+    fn take_snapshot(&mut self, limits: &InstanceLimits) -> Result<(), ModelError> {
+        self.launcher
+            .take_snapshot(limits.cpus, limits.memory_bytes >> 20, true)
+    }
+
+    fn run_restored(&mut self, _: &InstanceLimits, argv: &[&str]) -> Result<Execution, ModelError> {
+        let clock = Clock::start();
+        let instance = self.restored(clock)?;
+        super::run_in(Box::new(instance), clock, argv)
+    }
+
+    fn burst(
+        &mut self,
+        _: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+    ) -> Result<Vec<Execution>, ModelError> {
+        let clock = Clock::start();
+        at_once(
+            0..count,
+            |_| {
+                let mut instance = self.restored(clock)?;
+                let execution = super::execute_in(&mut instance, clock, argv)?;
+                Ok((instance, execution))
+            },
+            // All of them are there at once; only then does the first one go.
+            |(mut instance, execution)| instance.end().map(|()| execution),
+        )
     }
 }
 

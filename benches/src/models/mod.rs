@@ -5,6 +5,7 @@
 //! guest, an agent) is [opened](Model::open) afresh for every block, because
 //! that is the level at which results vary.
 
+mod burst;
 mod clock;
 mod error;
 mod guest_vps;
@@ -155,24 +156,73 @@ pub trait Model {
         let instance = self.launch(limits)?;
         run_in(instance, clock, argv)
     }
+
+    /// Takes the snapshot that guests of restored instances come from. Does
+    /// nothing when there is one, or the model has no guests.
+    ///
+    /// # Errors
+    /// It could not be taken.
+    fn take_snapshot(&mut self, _limits: &InstanceLimits) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    /// As [`Model::run_once`], with nothing of the instance running before: the
+    /// guest that carries it is restored from the snapshot.
+    ///
+    /// # Errors
+    /// As [`Model::run_once`]; and the model has no guests.
+    fn run_restored(
+        &mut self,
+        _limits: &InstanceLimits,
+        _argv: &[&str],
+    ) -> Result<Execution, ModelError> {
+        Err(ModelError::Unavailable {
+            model: self.id(),
+            reason: "it runs in no guest, so that there is nothing to restore".into(),
+        })
+    }
+
+    /// `count` instances at once, each for one program. T0 of all of them is
+    /// the call; the guests of models that have some are restored from the
+    /// snapshot. When this returns, everything that they took is returned.
+    ///
+    /// # Errors
+    /// One of them could not be launched or not be destroyed.
+    fn burst(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+    ) -> Result<Vec<Execution>, ModelError>;
 }
 
-/// Runs one program in an instance that was asked for at `clock`'s start, and
-/// destroys the instance.
-fn run_in(
-    mut instance: Box<dyn Instance>,
+/// Runs one program in an instance that was asked for at `clock`'s start.
+fn execute_in(
+    instance: &mut dyn Instance,
     clock: Clock,
     argv: &[&str],
 ) -> Result<Execution, ModelError> {
     let mut waterfall = *instance.waterfall();
     let asked = clock.elapsed_ns();
-    let executed = instance.exec(argv, PATIENCE);
+    let mut execution = instance.exec(argv, PATIENCE)?;
+    waterfall.merge(&execution.waterfall.after_launch(asked));
+    execution.waterfall = waterfall;
+    Ok(execution)
+}
+
+/// The same, and destroys the instance.
+fn run_in(
+    mut instance: Box<dyn Instance>,
+    clock: Clock,
+    argv: &[&str],
+) -> Result<Execution, ModelError> {
+    let executed = execute_in(&mut *instance, clock, argv);
     instance.destroy()?;
     let mut execution = executed?;
     let returned = clock.elapsed_ns();
-    waterfall.merge(&execution.waterfall.after_launch(asked));
-    waterfall.set(crate::result::Event::Returned, returned);
-    execution.waterfall = waterfall;
+    execution
+        .waterfall
+        .set(crate::result::Event::Returned, returned);
     Ok(execution)
 }
 

@@ -2,7 +2,8 @@
 //! partitions it. Which kernel, and how it comes up, is the [`Carrier`]'s.
 
 use super::vps::Agent;
-use super::{Conditions, Execution, Instance, InstanceLimits, Model, ModelError, ModelId};
+use super::{Clock, Conditions, Execution, Instance, InstanceLimits, Model, ModelError, ModelId};
+use crate::result::{Event, Waterfall};
 
 /// What carries VPSs: a kernel with an agent.
 pub trait Carrier {
@@ -20,6 +21,27 @@ pub trait Carrier {
     /// # Errors
     /// It can't be brought up; nothing of it is left then.
     fn bring_up(&mut self) -> Result<(Agent, Self::Up), ModelError>;
+
+    /// Takes the snapshot that it can be restored from; does nothing where
+    /// there is one already, or it is no guest.
+    ///
+    /// # Errors
+    /// It could not be taken.
+    fn take_snapshot(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    /// Restores it from its snapshot; when which event of that happened,
+    /// since `clock`'s start.
+    ///
+    /// # Errors
+    /// It can't be restored, or is no guest.
+    fn restore(&mut self, _clock: Clock) -> Result<(Agent, Self::Up, Waterfall), ModelError> {
+        Err(ModelError::Unavailable {
+            model: Self::MODEL,
+            reason: "it runs in no guest, so that there is nothing to restore".into(),
+        })
+    }
 
     /// Ends it; the agent's connections are closed already.
     ///
@@ -81,6 +103,47 @@ impl<C: Carrier> Model for PartitionedModel<C> {
         limits: &InstanceLimits,
         argv: &[&str],
     ) -> Result<Execution, ModelError> {
-        self.agent()?.run_once(limits, argv)
+        self.agent()?.run_once(limits, argv, Clock::start())
+    }
+
+    fn take_snapshot(&mut self, _: &InstanceLimits) -> Result<(), ModelError> {
+        self.carrier.take_snapshot()
+    }
+
+    fn run_restored(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+    ) -> Result<Execution, ModelError> {
+        // Nothing of the model runs when the instance is asked for.
+        self.close()?;
+        let clock = Clock::start();
+        let (mut agent, up, mut waterfall) = self.carrier.restore(clock)?;
+        let done = agent.run_once(limits, argv, clock);
+        drop(agent);
+        self.carrier.take_down(up)?;
+        let mut execution = done?;
+        waterfall.merge(&execution.waterfall);
+        waterfall.set(Event::Returned, clock.elapsed_ns());
+        execution.waterfall = waterfall;
+        Ok(execution)
+    }
+
+    fn burst(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+    ) -> Result<Vec<Execution>, ModelError> {
+        if !C::MODEL.has_snapshots() {
+            return self.agent()?.burst(limits, argv, count, Clock::start());
+        }
+        self.close()?;
+        let clock = Clock::start();
+        let (mut agent, up, _) = self.carrier.restore(clock)?;
+        let done = agent.burst(limits, argv, count, clock);
+        drop(agent);
+        self.carrier.take_down(up)?;
+        done
     }
 }

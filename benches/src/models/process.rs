@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::burst::at_once;
 use super::{
     Clock, Conditions, Execution, Instance, InstanceLimits, Model, ModelError, ModelId, PATIENCE,
     Usage, WORKLOAD,
@@ -83,12 +84,26 @@ impl Model for ProcessModel {
 
     fn run_once(&mut self, _: &InstanceLimits, argv: &[&str]) -> Result<Execution, ModelError> {
         // A process is its own instance.
-        let mut execution = execute(&self.workload, argv, PATIENCE)?;
+        let mut execution = execute(&self.workload, argv, PATIENCE, Clock::start())?;
         if let Some(exit) = execution.waterfall.get(Event::Exit) {
             // It was waited for: that is all that it took.
             execution.waterfall.set(Event::Returned, exit);
         }
         Ok(execution)
+    }
+
+    fn burst(
+        &mut self,
+        _: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+    ) -> Result<Vec<Execution>, ModelError> {
+        let clock = Clock::start();
+        at_once(
+            0..count,
+            |_| execute(&self.workload, argv, PATIENCE, clock),
+            Ok,
+        )
     }
 }
 
@@ -115,7 +130,7 @@ impl Instance for ProcessInstance {
     }
 
     fn exec(&mut self, argv: &[&str], within: Duration) -> Result<Execution, ModelError> {
-        execute(&self.workload, argv, within)
+        execute(&self.workload, argv, within, Clock::start())
     }
 
     fn usage(&mut self) -> Result<Usage, ModelError> {
@@ -158,12 +173,16 @@ fn command(workload: &Path, argv: &[&str]) -> Command {
     command
 }
 
-/// Runs a process to its end.
-fn execute(workload: &Path, argv: &[&str], within: Duration) -> Result<Execution, ModelError> {
+/// Runs a process to its end; it was asked for at `clock`'s start.
+fn execute(
+    workload: &Path,
+    argv: &[&str],
+    within: Duration,
+    clock: Clock,
+) -> Result<Execution, ModelError> {
     let mut command = command(workload, argv);
     let failed = |doing| move |source| ModelError::host(doing, workload, source);
     let mut waterfall = Waterfall::new();
-    let clock = Clock::start();
     let mut child = command.spawn().map_err(failed("start"))?;
     waterfall.set(Event::RuntimeStarted, clock.elapsed_ns());
 
@@ -257,7 +276,12 @@ mod tests {
     use super::*;
 
     fn shell(script: &str, within: Duration) -> Result<Execution, ModelError> {
-        execute(Path::new("/nowhere"), &["/bin/sh", "-c", script], within)
+        execute(
+            Path::new("/nowhere"),
+            &["/bin/sh", "-c", script],
+            within,
+            Clock::start(),
+        )
     }
 
     #[test]
@@ -285,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = execute(Path::new("/nowhere"), &[WORKLOAD, "hello"], PATIENCE).unwrap_err();
+        let argv = [WORKLOAD, "hello"];
+        let error = execute(Path::new("/nowhere"), &argv, PATIENCE, Clock::start()).unwrap_err();
         assert!(error.to_string().contains("/nowhere"), "{error}");
     }
 }

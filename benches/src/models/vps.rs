@@ -9,6 +9,7 @@ use guest_agent::protocol::{
     Exec, Init, Limits, Message, Name, RestartPolicy, Run, Target, VpsSpec,
 };
 
+use super::burst::at_once;
 use super::{
     Clock, Execution, Instance, InstanceLimits, ModelError, ModelId, PATIENCE, Usage, WORKLOAD,
 };
@@ -74,24 +75,54 @@ impl Agent {
         }))
     }
 
-    /// A VPS that lives as long as `argv`.
+    /// A VPS that lives as long as `argv`, asked for at `clock`'s start.
     pub(super) fn run_once(
         &mut self,
         limits: &InstanceLimits,
         argv: &[&str],
+        clock: Clock,
     ) -> Result<Execution, ModelError> {
-        let spec = self.spec(limits, argv.get(1..).unwrap_or_default())?;
-        let name = spec.name.clone();
-        let run = Run {
-            spec,
-            env: Vec::new(),
-            terminal: None,
+        let mut all = self.burst(limits, argv, 1, clock)?;
+        let mut execution = all.pop().ok_or_else(|| ModelError::Unavailable {
+            model: self.model,
+            reason: "the agent ran nothing".into(),
+        })?;
+        execution.waterfall.set(Event::Returned, clock.elapsed_ns());
+        Ok(execution)
+    }
+
+    /// `count` VPSs at once that live as long as their `argv`, asked for at
+    /// `clock`'s start. They are gone when this returns.
+    pub(super) fn burst(
+        &mut self,
+        limits: &InstanceLimits,
+        argv: &[&str],
+        count: u32,
+        clock: Clock,
+    ) -> Result<Vec<Execution>, ModelError> {
+        let arguments = argv.get(1..).unwrap_or_default();
+        let specs = (0..count)
+            .map(|_| self.spec(limits, arguments))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<Name> = specs.iter().map(|spec| spec.name.clone()).collect();
+        let (model, endpoint) = (self.model, &self.endpoint);
+        let run = |spec| {
+            let run = Run {
+                spec,
+                env: Vec::new(),
+                terminal: None,
+            };
+            let client = Client::connect(endpoint)
+                .map_err(|error| ModelError::machinery(model, "connecting to the agent", error))?;
+            follow(model, client.run(run), clock, PATIENCE)
         };
-        let clock = Clock::start();
-        let client = Client::connect(&self.endpoint)
-            .map_err(|error| self.failed("connecting to the agent", error))?;
-        let mut execution = follow(self.model, client.run(run), clock, PATIENCE)?;
-        // Gone is what the agent no longer knows.
+        let done = at_once(specs, run, Ok);
+        self.wait_gone(&names)?;
+        done
+    }
+
+    /// Waits until the agent no longer knows any of these.
+    fn wait_gone(&self, names: &[Name]) -> Result<(), ModelError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let known = self
@@ -99,19 +130,17 @@ impl Agent {
                 .borrow_mut()
                 .vps_list()
                 .map_err(|error| self.failed("listing VPSs", error))?;
-            if known.iter().all(|vps| vps.spec.name != name) {
-                break;
-            }
+            let Some(left) = known.iter().find(|vps| names.contains(&vps.spec.name)) else {
+                return Ok(());
+            };
             if Instant::now() > deadline {
                 return Err(ModelError::Left {
                     model: self.model,
-                    what: format!("VPS {name}"),
+                    what: format!("VPS {}", left.spec.name),
                 });
             }
             std::thread::sleep(GONE_INTERVAL);
         }
-        execution.waterfall.set(Event::Returned, clock.elapsed_ns());
-        Ok(execution)
     }
 
     fn spec(&mut self, limits: &InstanceLimits, arguments: &[&str]) -> Result<VpsSpec, ModelError> {

@@ -22,7 +22,9 @@ pub fn terminal(summary: &Summary) -> String {
         .into_iter()
         .flat_map(|metric| {
             let models = summary.plan.models.iter();
-            models.map(move |&model| (metric, row(summary, metric, model)))
+            models
+                .filter(move |&&model| metric.measurement().applies_to(model))
+                .map(move |&model| (metric, row(summary, metric, model)))
         })
         .collect();
     let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
@@ -174,6 +176,16 @@ fn notes(summary: &Summary) -> String {
     }
     if let Some(shared) = shared(&summary.densities) {
         let _ = writeln!(text, "{shared}");
+    }
+    for burst in summary.bursts.iter().filter(|burst| burst.instances > 1) {
+        let _ = writeln!(
+            text,
+            "start.burst of {} {}: half were there after {} ms, {} a second in all.",
+            burst.instances,
+            burst.model,
+            format_value(burst.middle_ms),
+            format_value(burst.per_second)
+        );
     }
     for adjustment in &summary.plan.adjustments {
         let _ = writeln!(text, "Plan: {adjustment}.");

@@ -35,6 +35,10 @@ pub struct Sample {
     /// The events of a start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waterfall: Option<Waterfall>,
+    /// When each instance of a burst had written its first byte, in
+    /// nanoseconds after the request for all of them; the earliest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub burst_ns: Vec<u64>,
     /// The points that a slope was made from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub density: Vec<DensityPoint>,
@@ -108,6 +112,7 @@ impl Sample {
             outside: None,
             inside_value: None,
             waterfall: None,
+            burst_ns: Vec::new(),
             density: Vec::new(),
             shared_bytes: None,
             remarks: Vec::new(),

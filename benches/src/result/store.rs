@@ -16,7 +16,7 @@ use crate::plan::Plan;
 /// What the first line says the file is.
 pub const FORMAT: &str = "insula-compare/samples";
 /// Version of the format that this program writes; it reads this and older.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The file's name in a result directory.
 pub(super) const FILE: &str = "samples.jsonl";
 
@@ -308,16 +308,35 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_restores_and_bursts_is_read() {
+        let (directory, header, samples) = written();
+        let path = directory.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, rest) = text.split_once('\n').unwrap();
+        let mut old: serde_json::Value = serde_json::from_str(first).unwrap();
+        old["version"] = 1.into();
+        let plan = old["plan"].as_object_mut().unwrap();
+        for field in ["restores", "bursts", "burst_blocks"] {
+            plan.remove(field).unwrap();
+        }
+        fs::write(&path, format!("{old}\n{rest}")).unwrap();
+        let recording = read(directory.path()).unwrap();
+        assert_eq!(recording.header.plan.blocks, header.plan.blocks);
+        assert!(recording.header.plan.bursts.is_empty());
+        assert_eq!(recording.samples, samples);
+    }
+
+    #[test]
     fn newer_and_foreign_files_are_refused() {
         let (directory, _, _) = written();
         let path = directory.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
 
-        let newer = text.replacen("\"version\":1", "\"version\":2,\"unknown\":3", 1);
+        let newer = text.replacen("\"version\":2", "\"version\":3,\"unknown\":3", 1);
         fs::write(&path, newer).unwrap();
         let error = read(directory.path()).unwrap_err();
         assert!(
-            matches!(error, StoreError::Newer { found: 2, .. }),
+            matches!(error, StoreError::Newer { found: 3, .. }),
             "{error}"
         );
 

@@ -1,11 +1,11 @@
 //! Boot: from the first guest instruction to the agent's hello, against what
 //! the same VMM needs to reach `/init` with an untrimmed kernel.
 
-use anyhow::{Context, Result};
-use compare::stats::median;
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::Verdict;
+use crate::started::{GUEST, Started, middle, spread, stop};
 use crate::workbench::Workbench;
 
 /// At most this part of the untrimmed kernel's time.
@@ -55,13 +55,13 @@ pub(crate) fn measure(bench: &Workbench, runs: u32) -> Result<Verdict> {
     for (name, boots) in [("insula", &ours), ("untrimmed", &theirs)] {
         println!(
             "{name:<12} {:>28} {:>28} {:>28}",
-            spread(boots, |b| b.before),
-            spread(boots, |b| b.init),
-            spread(boots, |b| b.ready),
+            spread(&each(boots, |b| b.before)),
+            spread(&each(boots, |b| b.init)),
+            spread(&each(boots, |b| b.ready)),
         );
     }
-    let ready = median_of(&ours, |b| b.ready);
-    let init = median_of(&theirs, |b| b.init);
+    let ready = middle(&each(&ours, |b| b.ready));
+    let init = middle(&each(&theirs, |b| b.init));
     let ratio = ready / init;
     println!("ready / untrimmed init: {ratio:.3}; goal: at most {GOAL}");
     Ok(Verdict {
@@ -72,35 +72,17 @@ pub(crate) fn measure(bench: &Workbench, runs: u32) -> Result<Verdict> {
 }
 
 fn boot(bench: &Workbench, more: &[&str]) -> Result<Boot> {
-    const START: [&str; 9] = [
-        "insula", "--json", "guest", "start", "bound", "--vcpus", "1", "--memory", "128M",
-    ];
-    let report = bench.run(&[&START, more].concat())?;
-    bench.run(&["insula", "--quiet", "guest", "stop", "bound"])?;
-    let report: Value = serde_json::from_str(&report)
-        .with_context(|| format!("the report of a started guest is not JSON: {report:?}"))?;
-    let at = |name: &str| {
-        report["spans"][name]
-            .as_f64()
-            .map(|ns| ns / 1e6)
-            .with_context(|| format!("no span {name} in {report}"))
-    };
-    let first = at("first_instruction")?;
+    let started = Started::cold(bench, more)?;
+    stop(bench, GUEST)?;
     Ok(Boot {
-        init: at("init")? - first,
-        ready: at("agent_ready")? - first,
-        before: first - at("process_start")?,
+        init: started.between("first_instruction", "init")?,
+        ready: started.between("first_instruction", "agent_ready")?,
+        before: started.between("process_start", "first_instruction")?,
     })
 }
 
-fn median_of(boots: &[Boot], of: fn(&Boot) -> f64) -> f64 {
-    median(&boots.iter().map(of).collect::<Vec<_>>()).unwrap_or(f64::NAN)
-}
-
-fn spread(boots: &[Boot], of: fn(&Boot) -> f64) -> String {
-    let least = boots.iter().map(of).fold(f64::INFINITY, f64::min);
-    let most = boots.iter().map(of).fold(0.0, f64::max);
-    format!("{:.2} ({least:.2} to {most:.2})", median_of(boots, of))
+fn each(boots: &[Boot], of: fn(&Boot) -> f64) -> Vec<f64> {
+    boots.iter().map(of).collect()
 }
 
 fn list(boots: &[Boot]) -> Vec<Value> {

@@ -1,6 +1,7 @@
 //! The bounds that insula holds itself to, each measured by one command.
 //!
-//! `cargo bounds boot|vmm-cost|host-vps|agent|pvm|all [--runs N] [--json FILE]`.
+//! `cargo bounds boot|vmm-cost|host-vps|agent|restore|clones|snapshot|pvm|all
+//! [--runs N] [--json FILE]`.
 //! Everything but `pvm` runs in the lab with `--icount`, where the clock advances a
 //! nanosecond for each instruction of host kernel, KVM, VMM, guest kernel and
 //! guest programs together: the figures are million instructions, and repeat.
@@ -10,8 +11,12 @@
 mod agent;
 mod boot;
 mod checkout;
+mod clones;
 mod pvm;
+mod restore;
 mod rivals;
+mod snapshot;
+mod started;
 mod workbench;
 
 use std::path::PathBuf;
@@ -30,7 +35,8 @@ struct Arguments {
     /// Which bound
     #[arg(value_enum)]
     bound: Bound,
-    /// How often each program is run [default: 5 boots, 11 machine processes, 21 VPSs]
+    /// How often each program is run [default: 5 boots, 11 machine
+    /// processes and restores, 21 VPSs]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: Option<u32>,
     /// Write every figure to this file as JSON
@@ -48,6 +54,12 @@ enum Bound {
     HostVps,
     /// The agent's size, in its file and in memory
     Agent,
+    /// A restore, against the bare sequence of KVM calls, and against a boot
+    Restore,
+    /// What clones of one guest take of the host's memory
+    Clones,
+    /// What a snapshot writes, against the pages that are not zero
+    Snapshot,
     /// On a PVM host: a boot and a system call, in emulated instructions and
     /// exits on this machine's own KVM
     Pvm,
@@ -108,6 +120,15 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         }
         if wanted(Bound::Agent) {
             add("agent", agent::measure(&bench)?);
+        }
+        if wanted(Bound::Restore) {
+            add("restore", restore::measure(&bench, runs(11))?);
+        }
+        if wanted(Bound::Clones) {
+            add("clones", clones::measure(&bench)?);
+        }
+        if wanted(Bound::Snapshot) {
+            add("snapshot", snapshot::measure(&bench)?);
         }
     }
     if let Some(path) = &arguments.json {

@@ -48,7 +48,7 @@ impl Workbench {
             let yardstick = store.ensure(Request::Kernel(Flavour::Yardstick), &progress)?;
             payload.file(&yardstick.path, &Self::place("yardstick"))?;
         }
-        for name in ["bare_kvm", "bare_vps"] {
+        for name in ["bare_kvm", "bare_vps", "restore_floor", "nonzero_pages"] {
             let program: PathBuf = checkout::compile_bare(name, bare.path())?;
             payload.file(&program, &Self::place(name))?;
         }

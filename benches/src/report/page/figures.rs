@@ -4,7 +4,7 @@ use maud::{Markup, PreEscaped, html};
 
 use crate::metric::{Metric, format_value};
 use crate::report::plot;
-use crate::report::summary::{Cell, Summary, Verdict};
+use crate::report::summary::{Cell, Start, Summary, Verdict};
 use crate::result::{EVENTS, Recording};
 use crate::stats::Interval;
 
@@ -32,7 +32,10 @@ pub(super) fn results(summary: &Summary) -> Markup {
                             }
                             @for &model in &summary.plan.models {
                                 td.figure data-model=(model) {
-                                    @if let Some(cell) = summary.cell(metric, model) { (figures(cell)) }
+                                    @match summary.cell(metric, model) {
+                                        Some(cell) => (figures(cell)),
+                                        None => span { "does not apply" },
+                                    }
                                 }
                             }
                         }
@@ -117,10 +120,36 @@ pub(super) fn distributions(recording: &Recording, summary: &Summary) -> Markup 
 
 pub(super) fn starts(summary: &Summary) -> Markup {
     html! {
-        @if let Some(svg) = plot::waterfall(summary, false) {
+        (events(&summary.starts, "cold"))
+        p.small {
+            "Medians over all starts, after the request. A dash is an event that the model does \
+             not have: a process has no guest kernel, a VPS's agent runs before the request. T5 \
+             is not measured yet. “Boot time” in publications is the VMM's own figure (T1 to T3), \
+             process creation to a marker (T1 to T6) or the whole (T0 to T7): compare like with like."
+        }
+    }
+}
+
+pub(super) fn restores(summary: &Summary) -> Markup {
+    html! {
+        (events(&summary.restores, "restored"))
+        p.small {
+            "Medians over all starts, after the request. The snapshot is of the freshly booted \
+             guest, taken once before the blocks; its memory file is in the host's page cache. T2 \
+             is the first instruction that the restored guest executes, T4 its agent's word that \
+             it knows itself for a clone (of guest-vps: the VPS's init was executed). The \
+             guest-vps guest is restored for each start: T8 includes its end."
+        }
+    }
+}
+
+/// Plots and table of the events of starts.
+fn events(starts: &[Start], kind: &str) -> Markup {
+    html! {
+        @if let Some(svg) = plot::waterfall(starts, kind, false) {
             div.plots {
                 figure { (PreEscaped(svg)) figcaption { "All models on the same scale." } }
-                @if let Some(svg) = plot::waterfall(summary, true) {
+                @if let Some(svg) = plot::waterfall(starts, kind, true) {
                     figure { (PreEscaped(svg)) figcaption { "Each model on its own scale." } }
                 }
             }
@@ -129,7 +158,7 @@ pub(super) fn starts(summary: &Summary) -> Markup {
                     thead {
                         tr {
                             th { "event" } th { "meaning" }
-                            @for start in &summary.starts { th { (start.model) } }
+                            @for start in starts { th { (start.model) } }
                         }
                     }
                     tbody {
@@ -137,7 +166,7 @@ pub(super) fn starts(summary: &Summary) -> Markup {
                             tr {
                                 th { (name) }
                                 td { (meaning) }
-                                @for start in &summary.starts {
+                                @for start in starts {
                                     td.figure {
                                         @match start.median_ms.get(index).copied().flatten() {
                                             Some(ms) => { (format_value(ms)) " ms" }
@@ -151,13 +180,52 @@ pub(super) fn starts(summary: &Summary) -> Markup {
                 }
             }
         } @else {
-            p { "No start was measured." }
+            p { "No " (kind) " start was measured." }
+        }
+    }
+}
+
+pub(super) fn bursts(recording: &Recording, summary: &Summary) -> Markup {
+    html! {
+        @if let Some(svg) = plot::bursts(recording, summary) {
+            figure.one {
+                (PreEscaped(svg))
+                figcaption {
+                    "Each dot is a burst: the time until its last instance was there. Lines join \
+                     the medians; a level one would be all at once at no cost. Both axes are \
+                     logarithmic."
+                }
+            }
+            div.wide {
+                table {
+                    thead {
+                        tr {
+                            th { "model" } th { "at once" } th { "first" } th { "half of them" }
+                            th { "last" } th { "starts a second" }
+                        }
+                    }
+                    tbody {
+                        @for burst in &summary.bursts {
+                            tr {
+                                th { (burst.model) }
+                                td.figure { (burst.instances) }
+                                td.figure { (format_value(burst.first_ms)) " ms" }
+                                td.figure { (format_value(burst.middle_ms)) " ms" }
+                                td.figure { (format_value(burst.last_ms)) " ms" }
+                                td.figure { (format_value(burst.per_second)) }
+                            }
+                        }
+                    }
+                }
+            }
+        } @else {
+            p { "No burst was measured." }
         }
         p.small {
-            "Medians over all starts, after the request. A dash is an event that the model does \
-             not have: a process has no guest kernel, a VPS's agent runs before the request. T5 \
-             is not measured yet. “Boot time” in publications is the VMM's own figure (T1 to T3), \
-             process creation to a marker (T1 to T6) or the whole (T0 to T7): compare like with like."
+            (Metric::Burst1.definition()) " Publications print either the time of the whole batch \
+             (“last” here) or the mean of one start in it (near “half of them”): compare like \
+             with like. All instances of a microvm burst are there at once before the first one \
+             is ended."
         }
     }
 }

@@ -31,6 +31,12 @@ pub fn page(recording: &Recording, summary: &Summary) -> String {
                 @if summary.plan.measures(Measurement::StartCold) {
                     (section("Cold start", mark, &figures::starts(summary)))
                 }
+                @if summary.plan.measures(Measurement::StartRestore) {
+                    (section("Restored start", mark, &figures::restores(summary)))
+                }
+                @if summary.plan.measures(Measurement::StartBurst) {
+                    (section("Bursts", mark, &figures::bursts(recording, summary)))
+                }
                 @if summary.plan.measures(Measurement::DensityMem) {
                     (section("Density", mark, &figures::densities(recording, summary)))
                 }
@@ -104,8 +110,9 @@ mod tests {
     #[test]
     fn has_every_plot_and_nothing_to_fetch_or_to_run() {
         let page = render(&recording());
-        // Eight distributions, the forest, two waterfalls, the density.
-        assert_eq!(page.matches("<svg ").count(), Metric::ALL.len() + 4);
+        // The distributions, the forest, two waterfalls each of cold and of
+        // restored starts, the bursts, the density.
+        assert_eq!(page.matches("<svg ").count(), Metric::ALL.len() + 7);
         for svg in page.split("<svg ").skip(1) {
             let svg = svg.split("</svg>").next().unwrap();
             assert!(svg.contains("aria-label="));
@@ -155,7 +162,7 @@ mod tests {
         let mut recording = recording();
         recording.header.environment.host = HostKind::Emulated;
         let page = render(&recording);
-        assert!(page.matches("emulated host").count() >= 7);
+        assert!(page.matches("emulated host").count() >= 9);
         assert!(page.contains("No verdict about hardware"));
         for verdict in ["] better", "] worse", "] not resolved"] {
             assert!(!page.contains(verdict), "{verdict}");

@@ -8,7 +8,7 @@ use crate::environment::Environment;
 use crate::metric::Metric;
 use crate::models::{Conditions, ModelId};
 use crate::plan::Plan;
-use crate::result::{EVENTS, Event, Recording, Sample, UnavailableModel};
+use crate::result::{EVENTS, Event, Header, Recording, Sample, UnavailableModel};
 use crate::stats::{median, theil_sen};
 
 pub use cell::{Cell, Ratio, Verdict};
@@ -16,7 +16,7 @@ pub use cell::{Cell, Ratio, Verdict};
 /// What `result.json` says it is.
 pub const RESULT_FORMAT: &str = "insula-compare/result";
 /// Version of `result.json` that this program writes.
-pub const RESULT_VERSION: u32 = 1;
+pub const RESULT_VERSION: u32 = 2;
 
 /// The numbers of a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -37,6 +37,10 @@ pub struct Summary {
     pub cells: Vec<Cell>,
     /// Medians of the events of cold starts.
     pub starts: Vec<Start>,
+    /// Medians of the events of restored starts.
+    pub restores: Vec<Start>,
+    /// What became of bursts.
+    pub bursts: Vec<Burst>,
     /// Slopes of host memory over instances.
     pub densities: Vec<Density>,
     /// Samples that were left out of every statistic, and why.
@@ -55,7 +59,24 @@ pub struct Summary {
     pub conditions: Vec<Conditions>,
 }
 
-/// Medians of the events of one model's cold starts, in milliseconds.
+/// One model's bursts of one size: medians over the bursts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Burst {
+    /// The model.
+    pub model: ModelId,
+    /// Instances that were asked for at once.
+    pub instances: u32,
+    /// Milliseconds from the request until the first one's first byte.
+    pub first_ms: f64,
+    /// Until half of them had written.
+    pub middle_ms: f64,
+    /// Until the last one had.
+    pub last_ms: f64,
+    /// Instances over the time until the last, a second.
+    pub per_second: f64,
+}
+
+/// Medians of the events of one model's starts, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Start {
     /// The model.
@@ -116,13 +137,10 @@ impl Summary {
         let mut cells = Vec::new();
         for metric in header.plan.metrics() {
             for &model in &header.plan.models {
-                cells.push(cell::cell(
-                    samples,
-                    metric,
-                    model,
-                    seed,
-                    no_verdicts.is_none(),
-                ));
+                if metric.measurement().applies_to(model) {
+                    let verdicts = no_verdicts.is_none();
+                    cells.push(cell::cell(samples, metric, model, seed, verdicts));
+                }
             }
         }
         Self {
@@ -133,18 +151,17 @@ impl Summary {
             mark: host.mark().map(str::to_owned),
             no_verdicts,
             cells,
-            starts: header
+            starts: of_models(header, |model| start(samples, Metric::StartReturned, model)),
+            restores: of_models(header, |model| {
+                start(samples, Metric::RestoreFirstByte, model)
+            }),
+            bursts: header
                 .plan
-                .models
+                .bursts
                 .iter()
-                .filter_map(|&model| start(samples, model))
+                .flat_map(|&metric| of_models(header, |model| burst(samples, metric, model)))
                 .collect(),
-            densities: header
-                .plan
-                .models
-                .iter()
-                .filter_map(|&model| slope(samples, model))
-                .collect(),
+            densities: of_models(header, |model| slope(samples, model)),
             excluded: samples.iter().filter_map(excluded).collect(),
             unavailable: header.unavailable.clone(),
             unreadable_lines: recording.unreadable_lines,
@@ -189,10 +206,44 @@ fn excluded(sample: &Sample) -> Option<Excluded> {
     })
 }
 
-fn start(samples: &[Sample], model: ModelId) -> Option<Start> {
+/// What there is of each model, in the order of reports.
+fn of_models<T>(header: &Header, of: impl Fn(ModelId) -> Option<T>) -> Vec<T> {
+    header
+        .plan
+        .models
+        .iter()
+        .filter_map(|&model| of(model))
+        .collect()
+}
+
+fn burst(samples: &[Sample], metric: Metric, model: ModelId) -> Option<Burst> {
+    let instances = metric.burst()?;
+    let valid: Vec<&Sample> = samples
+        .iter()
+        .filter(|s| (s.metric, s.model) == (metric, model) && s.valid_value().is_some())
+        .collect();
+    let over_bursts = |one: fn(&[u64]) -> Option<&u64>| {
+        let values: Vec<f64> = valid
+            .iter()
+            .filter_map(|sample| Some(*one(&sample.burst_ns)? as f64 / 1e6))
+            .collect();
+        median(&values)
+    };
+    let last_ms = over_bursts(<[u64]>::last)?;
+    Some(Burst {
+        model,
+        instances,
+        first_ms: over_bursts(<[u64]>::first)?,
+        middle_ms: over_bursts(|times| times.get(times.len() / 2))?,
+        last_ms,
+        per_second: f64::from(instances) * 1e3 / last_ms,
+    })
+}
+
+fn start(samples: &[Sample], metric: Metric, model: ModelId) -> Option<Start> {
     let waterfalls: Vec<_> = samples
         .iter()
-        .filter(|s| (s.metric, s.model) == (Metric::StartReturned, model))
+        .filter(|s| (s.metric, s.model) == (metric, model))
         .filter(|s| s.valid_value().is_some())
         .filter_map(|s| s.waterfall)
         .collect();
@@ -314,6 +365,30 @@ mod tests {
                 .all(|cell| cell.estimate.is_none() && cell.ratio.is_none())
         );
         assert!(summary.starts.is_empty() && summary.densities.is_empty());
+        assert!(summary.restores.is_empty() && summary.bursts.is_empty());
+    }
+
+    #[test]
+    fn restores_are_of_guests_and_bursts_of_all() {
+        let summary = Summary::new(&recording());
+        let restored: Vec<ModelId> = summary.restores.iter().map(|start| start.model).collect();
+        assert_eq!(restored, [ModelId::GuestVps, ModelId::Microvm]);
+        assert!(
+            summary
+                .cell(Metric::RestoreFirstByte, ModelId::Process)
+                .is_none()
+        );
+        assert_eq!(summary.bursts.len(), 3 * ModelId::ALL.len());
+        let ten = summary
+            .bursts
+            .iter()
+            .find(|burst| (burst.model, burst.instances) == (ModelId::Microvm, 10))
+            .unwrap();
+        assert_eq!(
+            (ten.first_ms, ten.middle_ms, ten.last_ms),
+            (250.0, 255.0, 259.0)
+        );
+        assert!((ten.per_second - 38.61).abs() < 0.01);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! same plot is readable in light and in dark; models are told apart by label
 //! and place, colour only helps.
 
+mod curves;
+
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -12,7 +14,9 @@ use super::summary::{Start, Summary};
 use crate::metric::{Metric, format_value};
 use crate::models::ModelId;
 use crate::result::{EVENTS, Recording, Sample};
-use crate::stats::{Interval, theil_sen};
+use crate::stats::Interval;
+
+pub(super) use curves::{bursts, density};
 
 /// Text and marks. The style sheet knows these five by their values.
 const INK: RGBColor = RGBColor(1, 1, 1);
@@ -156,7 +160,14 @@ pub(super) fn distribution(
         .filter_map(|sample| Some((sample, sample.valid_value()?)))
         .collect();
     let x = range(valid.iter().map(|(_, value)| *value))?;
-    let models = &summary.plan.models;
+    let models: Vec<ModelId> = summary
+        .plan
+        .models
+        .iter()
+        .copied()
+        .filter(|model| metric.measurement().applies_to(*model))
+        .collect();
+    let models = models.as_slice();
     let title = format!("{metric}: every sample, median and interval, by model");
     svg(height(models), &title, |root| {
         let mut chart = rows(root, models, x, metric.unit())?;
@@ -274,10 +285,10 @@ pub(super) fn forest(summary: &Summary) -> Option<String> {
     })
 }
 
-/// The events of cold starts, as segments between events; each model on a
+/// The events of starts, as segments between events; each model on a
 /// scale of its own (its T8 is the whole width) or all on the same.
-pub(super) fn waterfall(summary: &Summary, own_scale: bool) -> Option<String> {
-    let models: Vec<ModelId> = summary.starts.iter().map(|start| start.model).collect();
+pub(super) fn waterfall(starts: &[Start], kind: &str, own_scale: bool) -> Option<String> {
+    let models: Vec<ModelId> = starts.iter().map(|start| start.model).collect();
     let longest = |start: &Start| {
         start
             .median_ms
@@ -286,24 +297,23 @@ pub(super) fn waterfall(summary: &Summary, own_scale: bool) -> Option<String> {
             .copied()
             .fold(0.0, f64::max)
     };
-    let most = summary.starts.iter().map(longest).fold(0.0, f64::max);
+    let most = starts.iter().map(longest).fold(0.0, f64::max);
     if most <= 0.0 {
         return None;
     }
     let line = 58;
-    let title = if own_scale {
-        "events of a cold start by model, medians, each model on its own scale"
-    } else {
-        "events of a cold start by model, medians"
-    };
+    let mut title = format!("events of a {kind} start by model, medians");
+    if own_scale {
+        title += ", each model on its own scale";
+    }
     let (whole, label) = if own_scale {
         (100.0, "% of the model's own T0 to T8")
     } else {
         (most, "ms after the request (T0)")
     };
-    svg(models.len() as u32 * line + AXIS + 8, title, |root| {
+    svg(models.len() as u32 * line + AXIS + 8, &title, |root| {
         let mut chart = rows(root, &models, 0.0..whole * 1.03, label)?;
-        for (index, start) in summary.starts.iter().enumerate() {
+        for (index, start) in starts.iter().enumerate() {
             let y = row(&models, index);
             let scale = if own_scale {
                 whole / longest(start).max(f64::MIN_POSITIVE)
@@ -340,91 +350,4 @@ pub(super) fn waterfall(summary: &Summary, own_scale: bool) -> Option<String> {
         }
         Ok(())
     })
-}
-
-/// The host's memory over the number of instances, one line a model.
-pub(super) fn density(recording: &Recording, summary: &Summary) -> Option<String> {
-    let mib = f64::from(1 << 20);
-    let mut series: Vec<(ModelId, Vec<(f64, f64)>)> = Vec::new();
-    for &model in &summary.plan.models {
-        let mut points = Vec::new();
-        for sample in &recording.samples {
-            if (sample.metric, sample.model) != (Metric::DensityMem, model)
-                || sample.valid_value().is_none()
-            {
-                continue;
-            }
-            let Some(first) = sample.density.first() else {
-                continue;
-            };
-            points.extend(sample.density.iter().map(|point| {
-                let taken = first.available_bytes as f64 - point.available_bytes as f64;
-                (f64::from(point.instances), taken / mib)
-            }));
-        }
-        if !points.is_empty() {
-            series.push((model, points));
-        }
-    }
-    if series.is_empty() {
-        return None;
-    }
-    let all = || series.iter().flat_map(|(_, points)| points.iter());
-    let x = 0.0..all().map(|(x, _)| *x).fold(0.0, f64::max) + 0.4;
-    let y = range(all().map(|(_, y)| *y).chain([0.0]))?;
-    svg(
-        300,
-        "host memory over the number of instances, by model",
-        |root| {
-            let mut chart = ChartBuilder::on(root)
-                .margin_right(90)
-                .margin_top(12)
-                .set_label_area_size(LabelAreaPosition::Left, 64)
-                .set_label_area_size(LabelAreaPosition::Bottom, AXIS)
-                .build_cartesian_2d(x.clone(), y)?;
-            chart
-                .configure_mesh()
-                .light_line_style(FAINT.mix(0.0))
-                .bold_line_style(FAINT.mix(0.35))
-                .axis_style(FAINT)
-                .x_labels(6)
-                .y_labels(6)
-                .x_label_formatter(&|value| format!("{value:.0}"))
-                .y_label_formatter(&|value| format_axis(*value))
-                .label_style(font(INK))
-                .x_desc("instances")
-                .y_desc("MiB taken")
-                .axis_desc_style(font(INK))
-                .draw()?;
-            let mut taken: Vec<i32> = Vec::new();
-            for (model, points) in &series {
-                let colour = colour(*model);
-                let dots = points
-                    .iter()
-                    .map(|point| Circle::new(*point, 3, colour.filled()));
-                chart.draw_series(dots)?;
-                let of_slope: Vec<(f64, f64)> = points
-                    .iter()
-                    .copied()
-                    .filter(|(instances, _)| *instances > 0.0)
-                    .collect();
-                let Some(line) = theil_sen(&of_slope) else {
-                    continue;
-                };
-                let end = x.end - 0.4;
-                let at = |x: f64| (x, line.intercept + line.slope * x);
-                chart
-                    .draw_series([PathElement::new([at(1.0), at(end)], colour.stroke_width(2))])?;
-                let (pixel, mut height) = chart.backend_coord(&at(end));
-                while taken.iter().any(|other| (other - height).abs() < FONT) {
-                    height -= FONT;
-                }
-                taken.push(height);
-                let style = font(INK).pos(Pos::new(HPos::Left, VPos::Center));
-                root.draw(&Text::new(model.name(), (pixel + 22, height), style))?;
-                root.draw(&Circle::new((pixel + 14, height), 4, colour.filled()))?;
-            }
-            Ok(())
-        },
-    )
 }
