@@ -46,6 +46,10 @@ pub enum Operation {
         /// first written to.
         #[serde(default)]
         track: bool,
+        /// Stay paused when the snapshot was taken, for the machine's end. If
+        /// it was not taken, a machine that ran goes on.
+        #[serde(default)]
+        hold: bool,
     },
 }
 
@@ -210,6 +214,7 @@ mod tests {
             directory: "/s".into(),
             incremental: false,
             track: false,
+            hold: false,
         };
         assert_eq!(Request::parse(line).unwrap().operation, snapshot);
     }

@@ -358,6 +358,19 @@ impl GuestDir {
             .map(Ended::from_exit_code)
     }
 
+    /// Checks that the guest does not stand still: nobody in it would answer.
+    ///
+    /// # Errors
+    /// [`GuestError::Paused`].
+    pub fn check_running(&self) -> Result<(), GuestError> {
+        if self.is_paused() {
+            return Err(GuestError::Paused {
+                name: self.name.clone(),
+            });
+        }
+        Ok(())
+    }
+
     /// Whether the machine says that it stands still.
     pub fn is_paused(&self) -> bool {
         VmmStatus::read(&self.status_path()).is_some_and(|status| status.is_paused())

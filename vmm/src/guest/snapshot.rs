@@ -42,11 +42,7 @@ impl GuestDir {
         directory: &Path,
         options: SnapshotOptions,
     ) -> Result<SnapshotWritten, GuestError> {
-        if self.is_paused() {
-            return Err(GuestError::Paused {
-                name: self.name().clone(),
-            });
-        }
+        self.check_running()?;
         let refused = |source| GuestError::Agent {
             name: self.name().clone(),
             source: Box::new(source),
@@ -56,11 +52,8 @@ impl GuestDir {
         agent.suspend().map_err(refused)?;
         let taken = self.take(directory, options);
         if taken.is_err() || !options.stop {
-            // It may have been paused for its end.
-            let resumed = self.resume();
             // If it is not heard now, the agent ends the suspension itself.
             let _ = agent.resume();
-            resumed?;
         }
         let done = taken?;
         keep_record(self, directory);
@@ -75,13 +68,11 @@ impl GuestDir {
         directory: &Path,
         options: SnapshotOptions,
     ) -> Result<SnapshotWritten, GuestError> {
-        if options.stop {
-            self.pause()?;
-        }
         let operation = Operation::Snapshot {
             directory: directory.to_owned(),
             incremental: options.incremental,
             track: options.track,
+            hold: options.stop,
         };
         let done = self.order(operation, PATIENCE)?;
         done.snapshot.ok_or_else(|| GuestError::Snapshot {

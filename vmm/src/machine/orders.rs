@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::{Builder, JoinHandle};
@@ -31,6 +30,8 @@ struct Finishing {
     thread: JoinHandle<Result<Taken, SnapshotError>>,
     order: Incoming,
     paused: Duration,
+    /// The machine is held for its end, which does not come without a snapshot.
+    resume_on_failure: bool,
 }
 
 impl Orders {
@@ -61,7 +62,7 @@ impl Orders {
             .finishing
             .take_if(|finishing| finishing.thread.is_finished())
         {
-            finishing.settle(run);
+            finishing.settle(run)?;
         }
         while let Ok(order) = self.incoming.try_recv() {
             let was_paused = run.is_paused();
@@ -73,14 +74,8 @@ impl Orders {
                     continue;
                 }
                 Operation::Resume => run.resume().map(drop),
-                Operation::Snapshot {
-                    directory,
-                    incremental,
-                    track,
-                } => {
-                    let directory = directory.clone();
-                    let (incremental, track) = (*incremental, *track);
-                    self.snapshot(order, run, &directory, incremental, track)?;
+                Operation::Snapshot { .. } => {
+                    self.snapshot(order, run)?;
                     continue;
                 }
             };
@@ -101,18 +96,21 @@ impl Orders {
     /// Waits for what is still being written, at the end of the machine.
     pub(super) fn settle(mut self, run: &mut Run<'_>) {
         if let Some(finishing) = self.finishing.take() {
-            finishing.settle(run);
+            // The machine has ended: that it cannot go on is no news.
+            let _ = finishing.settle(run);
         }
     }
 
-    fn snapshot(
-        &mut self,
-        order: Incoming,
-        run: &mut Run<'_>,
-        directory: &Path,
-        incremental: bool,
-        track: bool,
-    ) -> Result<(), BuildError> {
+    fn snapshot(&mut self, order: Incoming, run: &mut Run<'_>) -> Result<(), BuildError> {
+        let Operation::Snapshot {
+            directory,
+            incremental,
+            track,
+            hold,
+        } = &order.operation
+        else {
+            return Ok(());
+        };
         if self.finishing.is_some() {
             let message = "another snapshot of this guest is being written: try again after it";
             order.answer(&Answer::error(FailureKind::Failed, message));
@@ -121,13 +119,21 @@ impl Orders {
         let was_paused = run.is_paused();
         let begun = run
             .pause()
-            .map(|()| run.machine.begin_snapshot(directory, incremental, track));
-        let resumed = match &begun {
-            Ok(_) if !was_paused => run.resume(),
-            _ => Ok(Duration::ZERO),
+            .map(|()| run.machine.begin_snapshot(directory, *incremental, *track));
+        let holds = *hold && matches!(begun, Ok(Ok(_)));
+        let resumed = if begun.is_err() || was_paused || holds {
+            Ok(Duration::ZERO)
+        } else {
+            run.resume()
         };
+        if run.is_paused() != was_paused {
+            run.report();
+        }
         match (begun, resumed) {
-            (Ok(Ok(unfinished)), Ok(paused)) => self.finish(order, unfinished, paused),
+            (Ok(Ok(unfinished)), Ok(paused)) => {
+                let resume = holds && !was_paused;
+                self.finish(order, run, unfinished, paused, resume)?;
+            }
             (Ok(Err(error)), Ok(_)) => order.answer(&refusal(&error)),
             (Err(error), _) | (_, Err(error)) => {
                 order.answer(&Answer::error(FailureKind::Failed, error.to_string()));
@@ -138,7 +144,14 @@ impl Orders {
     }
 
     /// Brings a snapshot to disk in a thread of its own.
-    fn finish(&mut self, order: Incoming, unfinished: Unfinished, paused: Duration) {
+    fn finish(
+        &mut self,
+        order: Incoming,
+        run: &mut Run<'_>,
+        unfinished: Unfinished,
+        paused: Duration,
+        resume_on_failure: bool,
+    ) -> Result<(), BuildError> {
         let finished = Arc::clone(&self.finished);
         let thread = Builder::new().name("snapshot".to_owned()).spawn(move || {
             let taken = unfinished.finish();
@@ -152,20 +165,29 @@ impl Orders {
                     thread,
                     order,
                     paused,
+                    resume_on_failure,
                 });
             }
             Err(error) => {
                 let message = format!("cannot start a thread for the snapshot: {error}");
                 order.answer(&Answer::error(FailureKind::Failed, message));
+                return if resume_on_failure {
+                    run.resume().map(|_| run.report())
+                } else {
+                    Ok(())
+                };
             }
         }
+        Ok(())
     }
 }
 
 impl Finishing {
-    fn settle(self, run: &mut Run<'_>) {
+    fn settle(self, run: &mut Run<'_>) -> Result<(), BuildError> {
+        let mut is_taken = false;
         let answer = match self.thread.join() {
             Ok(Ok(taken)) => {
+                is_taken = true;
                 run.machine.snapshot_taken(&taken);
                 done_in(
                     run,
@@ -180,7 +202,13 @@ impl Finishing {
             Ok(Err(error)) => refusal(&TakeError::Snapshot(error)),
             Err(_) => Answer::error(FailureKind::Failed, "the snapshot's thread panicked"),
         };
+        let resumed = if self.resume_on_failure && !is_taken {
+            run.resume().map(|_| run.report())
+        } else {
+            Ok(())
+        };
         self.order.answer(&answer);
+        resumed
     }
 }
 

@@ -44,7 +44,10 @@ pub(crate) fn choose(choice: Option<&Name>, output: &Output) -> Result<Option<Gu
 /// A connection with the agent of the guest that is meant.
 pub(crate) fn connect(choice: Option<&Name>, output: &Output) -> Result<Client, Failure> {
     match choose(choice, output)? {
-        Some(dir) => Ok(Client::connect(&dir.endpoint())?),
+        Some(dir) => {
+            dir.check_running()?;
+            Ok(Client::connect(&dir.endpoint())?)
+        }
         None => Err(Failure::new(
             "no guest is running: start one with `insula guest start`, \
              or make a VPS, which starts one: `insula vps create web`",

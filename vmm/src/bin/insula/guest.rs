@@ -11,7 +11,7 @@ use guest_agent::protocol::Name;
 use serde::Serialize;
 use serde_json::json;
 use vmm::control::Done;
-use vmm::guest::{Ended, GuestDir, GuestError, GuestState, GuestStatus, RunRoot, Size};
+use vmm::guest::{Ended, GuestDir, GuestError, GuestState, GuestStatus, RunRoot, Size, StartKind};
 
 use crate::agent::sweep;
 use crate::cli::{GuestCommand, On, StartOptions};
@@ -299,6 +299,13 @@ fn status(name: &Name, output: &Output) -> Outcome {
     )];
     if let Some(ended) = &status.ended {
         lines.push(format!("  ended      {ended}"));
+    }
+    if let Some(start) = status.start {
+        let how = match start {
+            StartKind::Cold => "cold: its kernel booted",
+            StartKind::Restored => "restored from a snapshot",
+        };
+        lines.push(format!("  start      {how}"));
     }
     if let Some(info) = info {
         lines.push(format!(

@@ -158,6 +158,7 @@ fn guest_vps(options: &RunOptions, place: Place, output: &Output) -> Outcome {
     };
     if let Some(guest) = &options.guest {
         let dir = RunRoot::for_user()?.find_living(guest)?;
+        dir.check_running()?;
         return streams.attach(Client::connect(&dir.endpoint())?.run(run), None);
     }
     let limit = options
