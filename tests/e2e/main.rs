@@ -10,4 +10,5 @@ mod lab;
 mod partition;
 mod pvm;
 mod run;
+mod snapshot;
 mod vps;

@@ -1,0 +1,304 @@
+//! Guests that stand still, are saved, and go on as machines of their own.
+
+use std::thread;
+use std::time::Duration;
+
+use insula_tests::{Finished, GuestName, Invocation, host, insula, json};
+
+/// A directory for a snapshot on the host of the guests, removed at the end.
+struct Directory(String);
+
+impl Directory {
+    fn new(stem: &str) -> Self {
+        Self(format!("/var/tmp/snapshot-{stem}-{}", std::process::id()))
+    }
+
+    /// A shell command on the host, in which `$D` is the directory.
+    fn shell(&self, script: &str) -> Finished {
+        let script = format!("D={}; {script}", self.0);
+        host("sh").args(["-c", &script]).run()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = self.shell("chmod -R u+w $D* 2>/dev/null; rm -rf $D $D.* $D-*");
+    }
+}
+
+fn guest(verb: &str) -> Invocation {
+    Invocation::new(insula()).args(["guest", verb])
+}
+
+fn snapshot(guest_name: &GuestName, directory: &Directory, more: &[&str]) -> Finished {
+    guest("snapshot")
+        .args([guest_name.as_str(), &directory.0])
+        .args(more)
+        .run()
+}
+
+fn restore(directory: &Directory, clone: &GuestName, more: &[&str]) -> Finished {
+    guest("restore")
+        .args([&directory.0, "--name", clone.as_str()])
+        .args(more)
+        .run()
+}
+
+fn in_web(guest: &GuestName, script: &str) -> String {
+    guest
+        .vps("exec")
+        .args(["web", "--", "sh", "-c", script])
+        .run()
+        .ok()
+}
+
+/// A guest with a VPS called `web`.
+fn start(stem: &str) -> GuestName {
+    let guest = GuestName::new(stem);
+    guest.start(&["--memory", "128M", "--disk", "256M"]).ok();
+    guest.vps("create").args(["web"]).run().ok();
+    guest
+}
+
+fn state(name: &GuestName) -> String {
+    let list = json(&guest("list").args(["--json"]).run().ok());
+    let found = list.as_array().unwrap().iter();
+    let mut found = found.filter(|guest| guest["name"] == name.as_str());
+    found.next().unwrap()["state"].as_str().unwrap().to_owned()
+}
+
+fn uptime(guest: &GuestName) -> f64 {
+    let text = in_web(guest, "cat /proc/uptime");
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn to_a_paused_guest_no_time_passes() {
+    let web = start("pause");
+    let before = uptime(&web);
+    guest("pause").args([web.as_str()]).run().ok();
+    assert_eq!(state(&web), "paused");
+    guest("snapshot")
+        .args([web.as_str(), "/var/tmp/never"])
+        .run()
+        .fails(1, &["paused", "resume"]);
+    // Far longer than the commands before and after it take.
+    thread::sleep(Duration::from_mins(1));
+    guest("resume").args([web.as_str()]).run().ok();
+    assert_eq!(state(&web), "running");
+    let after = uptime(&web);
+    assert!(after > before, "it does not go on: {before} {after}");
+    assert!(after < before + 60.0, "time passed: {before} {after}");
+
+    // A paused guest is stopped like any other: it powers off.
+    guest("pause").args([web.as_str()]).run().ok();
+    let stopped = json(
+        &guest("stop")
+            .args([web.as_str(), "--timeout", "5m", "--json"])
+            .run()
+            .ok(),
+    );
+    assert_eq!(stopped["exit"], "clean");
+}
+
+#[test]
+fn clones_go_on_and_are_machines_of_their_own() {
+    let original = start("clones");
+    let directory = Directory::new("clones");
+    let work = "echo kept > /root/file; sync; echo same > /tmp/memory; \
+                (n=0; while true; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done) \
+                > /dev/null 2>&1 < /dev/null &";
+    in_web(&original, work);
+    snapshot(&original, &directory, &[]).ok();
+    let count = |guest: &GuestName| in_web(guest, "cat /tmp/count").parse::<u64>().unwrap_or(0);
+    let at_snapshot = count(&original);
+
+    let names = GuestName::new("copy");
+    let clones = json(&restore(&directory, &names, &["--count", "2", "--json"]).ok());
+    assert_eq!(clones.as_array().unwrap().len(), 2, "{clones}");
+    let [first, second] = [1, 2].map(|number| Clone(format!("{}-{number}", names.as_str())));
+    let mut seen = Vec::new();
+    for clone in [&first, &second] {
+        assert_eq!(
+            clone.shell("web", "cat /root/file /tmp/memory"),
+            "kept\nsame"
+        );
+        let status = clone.status();
+        assert_eq!(status["start"], "restored", "{status}");
+        seen.push(clone.shell("web", "cat /proc/sys/kernel/random/uuid"));
+        seen.push(clone.shell("web", "head -c 16 /dev/urandom | od -An -tx1"));
+        seen.push(clone.cid());
+        // Its process goes on from where it was.
+        let begun = clone.shell("web", "cat /tmp/count").parse::<u64>().unwrap();
+        thread::sleep(Duration::from_secs(2));
+        let later = clone.shell("web", "cat /tmp/count").parse::<u64>().unwrap();
+        assert!(
+            later > begun && begun + 50 > at_snapshot / 2,
+            "{begun} {later}"
+        );
+    }
+    seen.push(in_web(&original, "cat /proc/sys/kernel/random/uuid"));
+    let all = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), all, "two of them share something: {seen:?}");
+
+    // What one writes, no other sees, nor does the snapshot.
+    first.shell("web", "echo mine > /root/file; sync");
+    assert_eq!(second.shell("web", "cat /root/file"), "kept");
+    restore(&directory, &names, &["--count", "1"]).fails(1, &["already runs"]);
+    assert_eq!(first.shell("web", "cat /root/file"), "mine");
+}
+
+#[test]
+fn an_incremental_snapshot_holds_what_changed_and_restores_all() {
+    let original = start("incremental");
+    let (base, change) = (Directory::new("base"), Directory::new("change"));
+    snapshot(&original, &change, &["--incremental"]).fails(1, &["full one first"]);
+    in_web(
+        &original,
+        "echo one > /tmp/one; head -c 8000000 /dev/zero | tr '\\0' x > /tmp/x",
+    );
+    let full = json(&snapshot(&original, &base, &["--json"]).ok());
+    in_web(&original, "echo two > /tmp/two");
+    let some = json(&snapshot(&original, &change, &["--incremental", "--stop", "--json"]).ok());
+    let bytes = |taken: &serde_json::Value| taken["memory_bytes"].as_u64().unwrap();
+    assert!(bytes(&some) * 2 < bytes(&full), "{full} {some}");
+
+    let clone = GuestName::new("incremental-copy");
+    restore(&change, &clone, &[]).ok();
+    assert_eq!(in_web(&clone, "cat /tmp/one /tmp/two"), "one\ntwo");
+    assert_eq!(
+        in_web(&clone, "tr -d x < /tmp/x | wc -c; wc -c < /tmp/x"),
+        "0\n8000000"
+    );
+    let older = GuestName::new("incremental-older");
+    restore(&base, &older, &[]).ok();
+    assert_eq!(
+        in_web(&older, "cat /tmp/one; ls /tmp/two 2>/dev/null || true"),
+        "one"
+    );
+}
+
+#[test]
+fn spoilt_snapshots_are_refused_before_anything_runs() {
+    let original = start("spoilt");
+    let good = Directory::new("spoilt");
+    snapshot(&original, &good, &["--stop"]).ok();
+    let clone = GuestName::new("spoilt-copy");
+    // What each does to the copy in $D.x, and what is said of it.
+    let edit = "printf X | dd of=$D.x/FILE bs=1 seek=OFFSET conv=notrunc 2>/dev/null";
+    let spoil = [
+        ("truncate -s 100 $D.x/state".to_owned(), "truncated"),
+        (edit.replace("FILE", "state").replace("OFFSET", "2000"), "altered"),
+        (edit.replace("FILE", "state").replace("OFFSET", "0"), "not the state"),
+        (edit.replace("FILE", "memory").replace("OFFSET", "2000000"), "altered"),
+        ("truncate -s 1M $D.x/memory".to_owned(), "truncated"),
+        ("printf X | dd of=$D.x/disks/$(ls $D.x/disks | head -n 1) bs=1 seek=5000 conv=notrunc 2>/dev/null".to_owned(), "altered"),
+        ("printf '\\377\\377' | dd of=$D.x/state bs=1 seek=8 conv=notrunc 2>/dev/null".to_owned(), "version"),
+        ("rm $D.x/state".to_owned(), "no snapshot"),
+    ];
+    for (how, word) in spoil {
+        good.shell(&format!(
+            "rm -rf $D.x; cp -a --sparse=always $D $D.x; {how}"
+        ))
+        .ok();
+        let copy = format!("{}.x", good.0);
+        guest("restore")
+            .args([copy.as_str(), "--name", clone.as_str()])
+            .run()
+            .fails(25, &[word]);
+        let list = guest("list").run().ok();
+        assert!(!list.contains(clone.as_str()), "{how} left a guest: {list}");
+    }
+    restore(&good, &clone, &[]).ok();
+    assert_eq!(in_web(&clone, "hostname"), "web");
+}
+
+#[test]
+fn a_failed_snapshot_leaves_the_old_one_and_the_guest() {
+    let original = start("full");
+    let room = Directory::new("full");
+    room.shell("mkdir $D && mount -t tmpfs -o size=64M none $D")
+        .ok();
+    let inside = Directory(format!("{}/s", room.0));
+    snapshot(&original, &inside, &[]).ok();
+    // Not enough left for another one beside it.
+    let before = inside.shell("sha256sum $D/state $D/memory").ok();
+    inside
+        .shell("dd if=/dev/zero of=$D/../fill bs=1M 2>/dev/null; true")
+        .ok();
+    snapshot(&original, &inside, &[]).fails(26, &["no room"]);
+    assert_eq!(inside.shell("sha256sum $D/state $D/memory").ok(), before);
+    assert_eq!(in_web(&original, "hostname"), "web");
+
+    // Killed in the middle: the guest is gone, the old snapshot is not.
+    inside.shell("rm $D/../fill").ok();
+    let list = json(&guest("list").args(["--json"]).run().ok());
+    let mut own = list.as_array().unwrap().iter();
+    let pid = own
+        .find(|guest| guest["name"] == original.as_str())
+        .unwrap()["pid"]
+        .to_string();
+    let mut taking = guest("snapshot")
+        .args([original.as_str(), &inside.0])
+        .spawn();
+    let waited = format!(
+        "n=0; until ls -d $D.partial-* >/dev/null 2>&1 || [ $n = 3000 ]; do n=$((n+1)); sleep 0.02; done; kill -9 {pid}"
+    );
+    inside.shell(&waited).ok();
+    let _ = taking.wait();
+    let clone = GuestName::new("full-copy");
+    assert!(!inside.shell("sha256sum $D/state $D/memory").ok().is_empty());
+    restore(&inside, &clone, &[]).ok();
+    assert_eq!(in_web(&clone, "hostname"), "web");
+    guest("stop").args(["--kill", clone.as_str()]).run().ok();
+    room.shell("umount $D").ok();
+}
+
+#[test]
+fn memory_is_told_by_part() {
+    let original = start("memory");
+    let list = json(&guest("list").args(["--memory", "--json"]).run().ok());
+    let mut own = list.as_array().unwrap().iter();
+    let memory = &own
+        .find(|guest| guest["name"] == original.as_str())
+        .unwrap()["memory"];
+    let pss = |part: &str| memory[part]["pss"].as_u64().unwrap();
+    assert_eq!(pss("total"), pss("guest") + pss("vmm"));
+    assert!(
+        pss("guest") > 8 << 20 && pss("guest") < 128 << 20,
+        "{memory}"
+    );
+    assert!(pss("vmm") < 16 << 20, "{memory}");
+}
+
+/// A guest that was restored with others.
+struct Clone(String);
+
+impl Clone {
+    fn shell(&self, vps: &str, script: &str) -> String {
+        Invocation::new(insula())
+            .args([
+                "vps", "exec", "--guest", &self.0, vps, "--", "sh", "-c", script,
+            ])
+            .run()
+            .ok()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        json(&guest("status").args([&self.0, "--json"]).run().ok())
+    }
+
+    fn cid(&self) -> String {
+        let path = format!("/run/insula/{}/machine.json", self.0);
+        let config = json(&host("cat").args([path]).run().ok());
+        config["vsock"]["guest_cid"].to_string()
+    }
+}
+
+impl Drop for Clone {
+    fn drop(&mut self) {
+        let _ = guest("stop").args(["--kill", &self.0]).run();
+    }
+}
