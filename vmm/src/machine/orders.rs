@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::thread::{Builder, JoinHandle};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread::Builder;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -27,7 +27,8 @@ pub(super) struct Orders {
 }
 
 struct Finishing {
-    thread: JoinHandle<Result<Taken, SnapshotError>>,
+    /// Gets what came of it, before the event loop is woken.
+    outcome: Receiver<Result<Taken, SnapshotError>>,
     order: Incoming,
     paused: Duration,
     /// The machine is held for its end, which does not come without a snapshot.
@@ -58,12 +59,7 @@ impl Orders {
     /// # Errors
     /// The machine cannot go on. Whoever asked has been told.
     pub(super) fn perform(&mut self, run: &mut Run<'_>) -> Result<(), BuildError> {
-        if let Some(finishing) = self
-            .finishing
-            .take_if(|finishing| finishing.thread.is_finished())
-        {
-            finishing.settle(run)?;
-        }
+        self.settle_finished(run)?;
         while let Ok(order) = self.incoming.try_recv() {
             let was_paused = run.is_paused();
             let done = match &order.operation {
@@ -93,11 +89,26 @@ impl Orders {
         Ok(())
     }
 
+    fn settle_finished(&mut self, run: &mut Run<'_>) -> Result<(), BuildError> {
+        let Some(finishing) = self.finishing.take() else {
+            return Ok(());
+        };
+        match finishing.outcome.try_recv() {
+            Err(TryRecvError::Empty) => {
+                self.finishing = Some(finishing);
+                Ok(())
+            }
+            Ok(outcome) => finishing.settle(Some(outcome), run),
+            Err(TryRecvError::Disconnected) => finishing.settle(None, run),
+        }
+    }
+
     /// Waits for what is still being written, at the end of the machine.
     pub(super) fn settle(mut self, run: &mut Run<'_>) {
         if let Some(finishing) = self.finishing.take() {
+            let outcome = finishing.outcome.recv().ok();
             // The machine has ended: that it cannot go on is no news.
-            let _ = finishing.settle(run);
+            let _ = finishing.settle(outcome, run);
         }
     }
 
@@ -153,16 +164,19 @@ impl Orders {
         resume_on_failure: bool,
     ) -> Result<(), BuildError> {
         let finished = Arc::clone(&self.finished);
+        let (sender, outcome) = channel();
         let thread = Builder::new().name("snapshot".to_owned()).spawn(move || {
-            let taken = unfinished.finish();
-            // Fails only when it is full, and then it wakes as well.
-            let _ = finished.write(1);
-            taken
+            // Dropped last, so that whoever is woken finds the outcome, or
+            // that there is none.
+            let _wake = WakeOnDrop(finished);
+            let sender = sender;
+            // Nobody waits for it when the process is ending.
+            let _ = sender.send(unfinished.finish());
         });
         match thread {
-            Ok(thread) => {
+            Ok(_) => {
                 self.finishing = Some(Finishing {
-                    thread,
+                    outcome,
                     order,
                     paused,
                     resume_on_failure,
@@ -183,10 +197,15 @@ impl Orders {
 }
 
 impl Finishing {
-    fn settle(self, run: &mut Run<'_>) -> Result<(), BuildError> {
+    /// Answers; `outcome` is missing of a thread that panicked.
+    fn settle(
+        self,
+        outcome: Option<Result<Taken, SnapshotError>>,
+        run: &mut Run<'_>,
+    ) -> Result<(), BuildError> {
         let mut is_taken = false;
-        let answer = match self.thread.join() {
-            Ok(Ok(taken)) => {
+        let answer = match outcome {
+            Some(Ok(taken)) => {
                 is_taken = true;
                 run.machine.snapshot_taken(&taken);
                 done_in(
@@ -199,8 +218,8 @@ impl Finishing {
                     }),
                 )
             }
-            Ok(Err(error)) => refusal(&TakeError::Snapshot(error)),
-            Err(_) => Answer::error(FailureKind::Failed, "the snapshot's thread panicked"),
+            Some(Err(error)) => refusal(&TakeError::Snapshot(error)),
+            None => Answer::error(FailureKind::Failed, "the snapshot's thread panicked"),
         };
         let resumed = if self.resume_on_failure && !is_taken {
             run.resume().map(|_| run.report())
@@ -229,6 +248,16 @@ fn refusal(error: &TakeError) -> Answer {
         _ => FailureKind::Failed,
     };
     Answer::error(kind, error.to_string())
+}
+
+/// Wakes the event loop however a thread ends.
+struct WakeOnDrop(Arc<EventFd>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        // Fails only when it is full, and then it wakes as well.
+        let _ = self.0.write(1);
+    }
 }
 
 /// Only wakes: what has happened, whoever runs the event loop sees for itself.
