@@ -165,6 +165,7 @@ fn report(names: &[Name], results: Vec<Result<GuestStatus, Failure>>, output: &O
                     code = failure.code();
                 }
                 let text = failure.to_string();
+                eprintln!("insula: {text}");
                 let line = text.lines().next().unwrap_or_default().to_owned();
                 table.add_row([name.as_str(), "failed", "", "", &line]);
                 values.push(json!({ "name": name.as_str(), "error": text }));
