@@ -252,7 +252,8 @@ impl Plan {
         let restore = self.measures(Measurement::StartRestore);
         let burst = self.measures(Measurement::StartBurst);
         let density = self.measures(Measurement::DensityMem);
-        // Blocks last: they carry the statistics.
+        // Blocks late: they carry the statistics. The largest burst last: it
+        // is measured once, and nothing else says what it says.
         if cold && self.cold_starts > 1 {
             self.cold_starts -= 1;
         } else if restore && self.restores > 1 {
@@ -263,10 +264,10 @@ impl Plan {
             self.density_steps -= 1;
         } else if density && self.density_blocks > 1 {
             self.density_blocks -= 1;
-        } else if burst && self.bursts.len() > 2 {
-            self.bursts.pop();
         } else if !fixed_blocks && self.blocks > 3 {
             self.blocks -= 1;
+        } else if burst && self.bursts.len() > 2 {
+            self.bursts.pop();
         } else {
             return false;
         }

@@ -12,7 +12,7 @@ fn a_comparison_ends_with_a_table_a_result_and_a_page() {
             "--blocks",
             "1",
             "--only",
-            "sys.null,start.cold",
+            "sys.null,start.cold,start.restore",
             "--seed",
             "7",
         ])
@@ -31,6 +31,16 @@ fn a_comparison_ends_with_a_table_a_result_and_a_page() {
             "{model} is not in the result"
         );
         assert!(page.contains(model), "{model} is not on the page");
+    }
+    // What runs in guests was restored, and nothing was left out on the way.
+    for model in ["guest-vps", "microvm"] {
+        let restored = result["cells"].as_array().and_then(|cells| {
+            cells
+                .iter()
+                .find(|cell| cell["metric"] == "start.restore/first-byte" && cell["model"] == model)
+        });
+        let restored = restored.unwrap_or_else(|| panic!("{model} was not restored: {result}"));
+        assert!(restored["samples"].as_u64() > Some(0), "{restored}");
     }
     assert!(page.contains("<svg"), "the page has no plot");
     assert!(
