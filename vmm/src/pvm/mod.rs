@@ -75,7 +75,8 @@ impl Pvm {
         if let Some((_, name, purpose)) = missing {
             return Err(KvmError::Capability { name, purpose });
         }
-        let synced = SyncReg::Register as i32 | SyncReg::SystemRegister as i32;
+        let synced =
+            SyncReg::Register as i32 | SyncReg::SystemRegister as i32 | SyncReg::VcpuEvents as i32;
         if kvm.check_extension_int(Cap::SyncRegs) & synced != synced {
             return Err(KvmError::Capability {
                 name: "KVM_CAP_SYNC_REGS",

@@ -302,6 +302,7 @@ impl ExitRepair for PvmRepair {
     fn start(&mut self, vcpu: &mut VcpuFd) -> Repair {
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        vcpu.set_sync_valid_reg(SyncReg::VcpuEvents);
         // A processor that was restored has been set up before.
         let msrs = [syscall::MSR_STAR, syscall::MSR_LSTAR, syscall::MSR_FMASK];
         let entries = msrs.map(|index| kvm_msr_entry {
@@ -396,7 +397,15 @@ fn resumed(result: Result<(), kvm_ioctls::Error>, what: &str) -> Repair {
 /// The registers as they were at the exit.
 fn registers(vcpu: &VcpuFd) -> (kvm_regs, kvm_sregs) {
     let sync = vcpu.sync_regs();
-    (sync.regs, sync.sregs)
+    let (regs, mut sregs) = (sync.regs, sync.sregs);
+    // KVM sets a bit for an interrupt on its way and clears none in the shared
+    // page: it would come again, and again, with every write of the others.
+    sregs.interrupt_bitmap = [0; 4];
+    let interrupt = sync.events.interrupt;
+    if interrupt.injected != 0 && interrupt.soft == 0 {
+        sregs.interrupt_bitmap[usize::from(interrupt.nr / 64)] |= 1 << (interrupt.nr % 64);
+    }
+    (regs, sregs)
 }
 
 /// Has KVM take these at the next entry.
