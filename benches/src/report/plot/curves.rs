@@ -183,7 +183,9 @@ pub(in crate::report) fn density(recording: &Recording, summary: &Summary) -> Op
                 let Some(line) = theil_sen(&of_slope) else {
                     continue;
                 };
-                let end = x.end - 0.4;
+                // No further than it was measured: models differ in how many
+                // instances that is.
+                let end = of_slope.iter().map(|(x, _)| *x).fold(1.0, f64::max);
                 let at = |x: f64| (x, line.intercept + line.slope * x);
                 chart
                     .draw_series([PathElement::new([at(1.0), at(end)], colour.stroke_width(2))])?;
