@@ -158,13 +158,7 @@ fn resident_kib(command: &mut Command) -> Result<Resident> {
     child.wait()?;
     let peak = files.0?.lines().find_map(|line| kib(line, "VmHWM:"));
     let smaps = files.1?;
-    let sizes = smaps.lines().filter_map(|line| kib(line, "Size:"));
-    let parts = smaps.lines().filter_map(|line| kib(line, "Rss:"));
-    let guest = sizes
-        .zip(parts)
-        .filter(|(size, _)| *size >= u64::from(MEMORY_MIB) << 10)
-        .map(|(_, resident)| resident)
-        .sum();
+    let guest = guest_resident_kib(&smaps);
     let peak = peak.context("insula-vmm ended before its memory could be read: run it by hand")?;
     Ok(Resident { peak, guest })
 }
@@ -205,6 +199,44 @@ fn measure(command: &mut Command, expected: i32) -> Result<Sample> {
         elapsed_ns,
         cpu_us: us(usage.ru_utime) + us(usage.ru_stime),
     })
+}
+
+/// What is resident of guest memory, in KiB: of neighbouring mappings without a
+/// file that have its size together. It is one mapping in the beginning, and
+/// several once the host was advised about parts of it.
+fn guest_resident_kib(smaps: &str) -> u64 {
+    let (mut end, mut size, mut resident) = (0, 0, 0);
+    for line in smaps.lines() {
+        if let Some((from, to, is_anonymous)) = mapping(line) {
+            if size >= u64::from(MEMORY_MIB) << 20 {
+                break;
+            }
+            if from != end || !is_anonymous {
+                (size, resident) = (0, 0);
+            }
+            end = to;
+            size += if is_anonymous { to - from } else { 0 };
+        } else if let Some(kib) = kib(line, "Rss:") {
+            resident += kib;
+        }
+    }
+    if size >= u64::from(MEMORY_MIB) << 20 {
+        resident
+    } else {
+        0
+    }
+}
+
+/// Where a mapping begins and ends, and whether it is writable and of no file,
+/// if this is the line that says so.
+fn mapping(line: &str) -> Option<(u64, u64, bool)> {
+    let mut words = line.split_whitespace();
+    let (from, to) = words.next()?.split_once('-')?;
+    let address = |hex| u64::from_str_radix(hex, 16).ok();
+    let is_writable = words.next()?.starts_with("rw-p");
+    // Offset, device, inode, and the file's name.
+    let is_anonymous = words.nth(3).is_none();
+    Some((address(from)?, address(to)?, is_writable && is_anonymous))
 }
 
 /// Waits for a child of ours; its resources are only known this way.
@@ -296,4 +328,31 @@ fn parse() -> Result<Options> {
         options.vmm.display()
     );
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_found_in_pieces() {
+        let smaps = "\
+7f9d8c021000-7f9d90000000 ---p 00000000 00:00 0 
+Size:              65404 kB
+Rss:                   0 kB
+7f9d98e00000-7f9d99e00000 rw-p 00000000 00:00 0 
+Size:              16384 kB
+Rss:                8192 kB
+7f9d99e00000-7f9d9b000000 rw-p 00000000 00:00 0 
+Rss:               18432 kB
+7f9d9b000000-7f9da0e00000 rw-p 00000000 00:00 0 
+Rss:                6144 kB
+7f9da0e00000-7f9da0eb0000 r--p 00000000 fe:00 2986                       /usr/local/bin/insula-vmm
+Rss:                 384 kB
+7f9da0eb0000-7f9da10ab000 rw-p 000af000 00:00 0                          [heap]
+Rss:                2028 kB
+";
+        assert_eq!(guest_resident_kib(smaps), 8192 + 18432 + 6144);
+        assert_eq!(guest_resident_kib(""), 0);
+    }
 }
