@@ -6,7 +6,7 @@ use insula_tests::{GuestName, Invocation, footprint, insula, json};
 fn a_guest_boots_reports_its_spans_and_leaves_nothing() {
     let guest = GuestName::new("boot");
     let before = footprint(guest.as_str());
-    let report = json(&guest.start(&["--json"]).ok());
+    let report = json(&guest.start(&["--cold", "--json"]).ok());
 
     let spans = &report["spans"];
     let at = |name: &str| {

@@ -12,3 +12,4 @@ mod pvm;
 mod run;
 mod snapshot;
 mod vps;
+mod warm;

@@ -249,7 +249,7 @@ pub(crate) fn list_if_there(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// The bytes that the files below `dir` take, as far as they can be seen: the holes
 /// of sparse files (the lab's memory and disks) are not counted.
-pub(crate) fn size_on_disk(dir: &Path) -> u64 {
+pub fn size_on_disk(dir: &Path) -> u64 {
     let Ok(items) = fs::read_dir(dir) else {
         return 0;
     };

@@ -31,8 +31,9 @@ use crate::progress::Progress;
 pub use entry::{Entry, FileRecord, Kind, MANIFEST_VERSION, Manifest};
 pub use inputs::{InputHash, Inputs};
 pub use lock::Lock;
+pub(crate) use maintain::list_if_there;
+pub use maintain::size_on_disk;
 pub use maintain::{Finding, Pruned};
-pub(crate) use maintain::{list_if_there, size_on_disk};
 pub use sealed::SealedIndex;
 
 /// A cache directory.

@@ -14,7 +14,7 @@ pub(crate) fn measure(bench: &Workbench) -> Result<Verdict> {
         .with_context(|| format!("cannot examine {}", bench.agent.path.display()))?
         .len();
     bench.run(&[
-        "insula", "--quiet", "guest", "start", "bound", "--memory", "128M",
+        "insula", "--quiet", "guest", "start", "bound", "--cold", "--memory", "128M",
     ])?;
     let report = bench.run(&["insula", "--json", "guest", "status", "bound"]);
     bench.run(&["insula", "--quiet", "guest", "stop", "bound"])?;

@@ -13,7 +13,9 @@ pub(crate) const GUEST: &str = "bound";
 pub(crate) struct Started(Value);
 
 /// Boots the guest.
-const COLD: [&str; 7] = ["guest", "start", GUEST, "--vcpus", "1", "--memory", "128M"];
+const COLD: [&str; 8] = [
+    "guest", "start", GUEST, "--cold", "--vcpus", "1", "--memory", "128M",
+];
 
 impl Started {
     /// Boots the guest, of one processor and 128 MiB, with these further

@@ -48,16 +48,22 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
         return forward::to_lab(kernel.as_deref(), output);
     }
     match command {
-        GuestCommand::Start(StartOptions { name, profile, .. }) => {
+        GuestCommand::Start(StartOptions {
+            name,
+            profile,
+            start,
+            ..
+        }) => {
             let purpose = Purpose {
                 profile: *profile,
+                cold: start.cold,
                 ..Purpose::default()
             };
             let guest =
                 machine::launch(name, &options.unwrap_or_default(), &purpose, place, output)?;
             let status = guest.dir().status()?;
             output.result(&status, || {
-                format!("guest {name} is ready{}", boot_time(&status))
+                format!("guest {name} is ready{}", start_time(&status))
             })
         }
         GuestCommand::List { memory: false } => list(output),
@@ -103,21 +109,25 @@ pub(crate) fn main(command: &GuestCommand, on: Option<On>, output: &Output) -> O
     }
 }
 
-/// From the first instruction to the hello, in words.
-fn boot_time(status: &GuestStatus) -> String {
+/// From the start of the process to the agent's answer, in words.
+fn start_time(status: &GuestStatus) -> String {
     let at = |step: &str| status.spans.get(step).copied();
-    match (
+    let (Some(start), Some(first), Some(ready)) = (
         at("process_start"),
         at("first_instruction"),
         at("agent_ready"),
-    ) {
-        (Some(start), Some(first), Some(ready)) => format!(
-            " after {} ms ({} ms of them in the guest)",
-            ready.saturating_sub(start) / 1_000_000,
-            ready.saturating_sub(first) / 1_000_000
-        ),
-        _ => String::new(),
-    }
+    ) else {
+        return String::new();
+    };
+    let how = match status.start {
+        Some(StartKind::Restored) => ", restored from a snapshot",
+        _ => "",
+    };
+    format!(
+        " after {} ms ({} ms of them in the guest){how}",
+        ready.saturating_sub(start) / 1_000_000,
+        ready.saturating_sub(first) / 1_000_000
+    )
 }
 
 /// A guest in the list, for programs.
@@ -295,7 +305,7 @@ fn status(name: &Name, output: &Output) -> Outcome {
     let mut lines = vec![format!(
         "guest {name}: {}{}",
         status.state,
-        boot_time(&status)
+        start_time(&status)
     )];
     if let Some(ended) = &status.ended {
         lines.push(format!("  ended      {ended}"));

@@ -11,6 +11,7 @@ use vmm::guest::Size;
 use crate::cli::ImageCommand;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, table};
+use crate::warm::{WarmCache, WarmRecord};
 
 /// Runs an `insula image` command.
 pub(crate) fn main(command: &ImageCommand, output: &Output) -> Outcome {
@@ -34,19 +35,26 @@ fn build(names: &[String], output: &Output) -> Outcome {
     };
     let images = Store::user()?.ensure_all(&requests, &output.progress())?;
     let entries: Vec<_> = images.into_iter().map(|image| image.entry).collect();
-    show(&entries, &[], output)
+    show(&entries, &[], &[], output)
 }
 
 fn list(output: &Output) -> Outcome {
     let cache = Cache::user()?;
-    show(&cache.list()?, &lab::snapshots(&cache)?, output)
+    let warm = WarmCache::user()?.list();
+    show(&cache.list()?, &lab::snapshots(&cache)?, &warm, output)
 }
 
-fn show(entries: &[Entry], snapshots: &[SnapshotRecord], output: &Output) -> Outcome {
+fn show(
+    entries: &[Entry],
+    snapshots: &[SnapshotRecord],
+    warm: &[WarmRecord],
+    output: &Output,
+) -> Outcome {
     let value: Vec<_> = entries
         .iter()
         .map(describe)
         .chain(snapshots.iter().map(describe_snapshot))
+        .chain(warm.iter().map(describe_warm))
         .collect();
     output.result(&value, || {
         if value.is_empty() {
@@ -69,18 +77,29 @@ fn show(entries: &[Entry], snapshots: &[SnapshotRecord], output: &Output) -> Out
                 snapshot.shape.instance().to_owned(),
                 Size::new(snapshot.bytes).to_string(),
                 ago(snapshot.last_used),
-                short(&key(snapshot)).to_owned(),
+                short(&key(&snapshot.dir)).to_owned(),
+            ]);
+        }
+        for start in warm {
+            table.add_row([
+                WARM.to_owned(),
+                start.about.clone(),
+                Size::new(start.bytes).to_string(),
+                ago(start.last_used),
+                short(&key(&start.dir)).to_owned(),
             ]);
         }
         table.to_string()
     })
 }
 
+/// What snapshots of fresh guests are called in listings.
+const WARM: &str = "warm-start";
 /// What snapshots of the lab are called in listings.
 const SNAPSHOT: &str = "lab-snapshot";
 
-fn key(snapshot: &SnapshotRecord) -> String {
-    let name = snapshot.dir.file_name().unwrap_or_default();
+fn key(dir: &Path) -> String {
+    let name = dir.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
@@ -88,10 +107,22 @@ fn describe_snapshot(snapshot: &SnapshotRecord) -> Value {
     json!({
         "kind": SNAPSHOT,
         "name": snapshot.shape.instance(),
-        "hash": key(snapshot),
+        "hash": key(&snapshot.dir),
         "bytes": snapshot.bytes,
         "last_used": unix(snapshot.last_used),
         "directory": snapshot.dir,
+        "files": [],
+    })
+}
+
+fn describe_warm(start: &WarmRecord) -> Value {
+    json!({
+        "kind": WARM,
+        "name": start.about,
+        "hash": key(&start.dir),
+        "bytes": start.bytes,
+        "last_used": unix(start.last_used),
+        "directory": start.dir,
         "files": [],
     })
 }
@@ -158,7 +189,20 @@ fn verify(output: &Output) -> Outcome {
 }
 
 fn prune(all: bool, output: &Output) -> Outcome {
-    let pruned = Store::user()?.prune(all)?;
+    let store = Store::user()?;
+    // First: they are in the directory that goes when nothing is left. A
+    // sealed cache is refused below.
+    let (warm, used) = match store.cache().sealed()? {
+        None => WarmCache::user()?.prune(),
+        Some(_) => (Vec::new(), Vec::new()),
+    };
+    let mut pruned = store.prune(all)?;
+    for (dir, bytes) in warm {
+        pruned.removed.push(dir);
+        pruned.bytes = pruned.bytes.saturating_add(bytes);
+    }
+    let used = used.into_iter().map(|dir| (dir, "is being used"));
+    pruned.kept.extend(used);
     let kept: Vec<_> = pruned
         .kept
         .iter()

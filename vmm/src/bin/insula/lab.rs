@@ -10,13 +10,13 @@ use images::{Cache, Request, Store};
 use serde_json::json;
 use vmm::guest::STARTS_LOG_ENV;
 
-use crate::cli::LabCommand;
+use crate::cli::{COLD_ENV, LabCommand};
 use crate::companions;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, table};
 
 /// Variables that are carried into the lab.
-const CARRIED: [&str; 2] = ["INSULA_GUEST", "RUST_BACKTRACE"];
+const CARRIED: [&str; 3] = ["INSULA_GUEST", "RUST_BACKTRACE", COLD_ENV];
 /// How long it may take there to show a small file.
 const CHORE: Duration = Duration::from_secs(30);
 

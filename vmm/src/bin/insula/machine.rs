@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::place::{self, Kvm, Place};
+use crate::warm::WarmStart;
 
 /// The template of guests whose starter named none.
 const DEFAULT_TEMPLATE: &str = "busybox";
@@ -39,9 +40,23 @@ pub(crate) struct Purpose {
     pub(crate) profile: bool,
     /// Its host name.
     pub(crate) hostname: Option<Name>,
+    /// It boots, even where a snapshot of such a guest is kept.
+    pub(crate) cold: bool,
 }
 
-/// Starts a guest and waits until it is ready.
+/// The guest's disk for VPSs.
+#[derive(Debug)]
+enum DataDisk {
+    /// A one-shot guest has none, and keeps files in memory.
+    None,
+    /// Made for the guest, and gone with it.
+    Own(Size),
+    /// The one that was named; made with this size when it is not there.
+    Named(PathBuf, Size),
+}
+
+/// Starts a guest and waits until it is ready. It is restored from a snapshot
+/// of such a guest where one is kept; else it boots, and one is kept of it.
 pub(crate) fn launch(
     name: &Name,
     options: &MachineOptions,
@@ -69,15 +84,6 @@ pub(crate) fn launch(
         });
     }
 
-    let interrupt = Interrupt::catch()?;
-    interrupt.check()?;
-    let reservation = RunRoot::for_user()?.reserve(name)?;
-    if let Some(path) = data_disk(&reservation.dir().disks_path(), options, purpose)? {
-        drives.push(Drive {
-            role: DiskRole::Data,
-            path,
-        });
-    }
     let mut spec = GuestSpec::new(kernel, kernel::COMMAND_LINE);
     if matches!(kvm, Kvm::Pvm { .. }) {
         spec.host_kvm = HostKvm::Pvm;
@@ -100,15 +106,70 @@ pub(crate) fn launch(
     spec.machine_root.clone_from(&purpose.machine_root);
     spec.profile = purpose.profile;
     spec.ephemeral = purpose.ephemeral;
+
+    let disk = data_disk(options, purpose)?;
+    let interrupt = Interrupt::catch()?;
+    interrupt.check()?;
+    let warm = warm_start(&spec, &disk, purpose, output);
+    let spinner = output.spinner(format!("starting guest {name}"));
+    if let Some(warm) = &warm {
+        let restored = warm.restore(name, &spec, interrupt.fd());
+        // Which signal it was is known here, not there.
+        interrupt.check()?;
+        if let Some(guest) = restored? {
+            return Ok(guest);
+        }
+    }
+    let guest = boot(name, spec, &disk, interrupt, output)?;
+    if let Some(warm) = &warm {
+        warm.keep(&guest);
+        interrupt.check()?;
+    }
+    drop(spinner);
+    Ok(guest)
+}
+
+/// The warm start of such guests. A disk that was named has a life of its own:
+/// a guest of a snapshot would have a copy.
+fn warm_start<'a>(
+    spec: &GuestSpec,
+    disk: &DataDisk,
+    purpose: &Purpose,
+    output: &'a Output,
+) -> Option<WarmStart<'a>> {
+    if purpose.cold || purpose.profile {
+        return None;
+    }
+    let size = match disk {
+        DataDisk::None => None,
+        DataDisk::Own(size) => Some(*size),
+        DataDisk::Named(..) => return None,
+    };
+    WarmStart::of(spec, size, output)
+}
+
+/// Boots a guest; `spec` lacks its data disk.
+fn boot(
+    name: &Name,
+    mut spec: GuestSpec,
+    disk: &DataDisk,
+    interrupt: Interrupt,
+    output: &Output,
+) -> Result<Guest, Failure> {
+    let reservation = RunRoot::for_user()?.reserve(name)?;
+    if let Some(path) = make_data_disk(disk, &reservation.dir().disks_path())? {
+        spec.drives.push(Drive {
+            role: DiskRole::Data,
+            path,
+        });
+    }
     output.detail(format!(
-        "starting guest {name}: {} vCPU, {}, kernel {}",
+        "booting guest {name}: {} vCPU, {}, kernel {}",
         spec.vcpus.get(),
         Size::new(spec.memory.bytes()),
         spec.kernel.display()
     ));
-    let spinner = output.spinner(format!("starting guest {name}"));
     let started = reservation.start(&spec, Some(interrupt.fd()));
-    drop(spinner);
     // Which signal it was is known here, not there.
     interrupt.check()?;
     Ok(started?)
@@ -147,27 +208,29 @@ fn templates(options: &MachineOptions, purpose: &Purpose) -> Result<Vec<Name>, F
     Ok(names)
 }
 
-/// The guest's disk for VPSs: the one that was named, else one that goes with
-/// the guest. A one-shot guest has none, and keeps files in memory.
-fn data_disk(
-    own: &Path,
-    options: &MachineOptions,
-    purpose: &Purpose,
-) -> Result<Option<PathBuf>, Failure> {
+/// The disk that is asked for.
+fn data_disk(options: &MachineOptions, purpose: &Purpose) -> Result<DataDisk, Failure> {
     let size = options.disk.unwrap_or(DEFAULT_DISK);
-    if let Some(path) = &options.data {
-        let path = absolute(path)?;
-        if !path.exists() {
-            assets::make_data_disk(&path, size)?;
+    match &options.data {
+        Some(path) => Ok(DataDisk::Named(absolute(path)?, size)),
+        None if purpose.ephemeral && options.disk.is_none() => Ok(DataDisk::None),
+        None => Ok(DataDisk::Own(size)),
+    }
+}
+
+/// Sees to it that the disk is there: the guest's own in the directory `own`,
+/// which is made.
+fn make_data_disk(disk: &DataDisk, own: &Path) -> Result<Option<PathBuf>, Failure> {
+    let (path, size) = match disk {
+        DataDisk::None => return Ok(None),
+        DataDisk::Named(path, _) if path.exists() => return Ok(Some(path.clone())),
+        DataDisk::Named(path, size) => (path.clone(), *size),
+        DataDisk::Own(size) => {
+            fs::create_dir(own)
+                .map_err(|error| Failure::new(format!("cannot make {}: {error}", own.display())))?;
+            (own.join("data.ext4"), *size)
         }
-        return Ok(Some(path));
-    }
-    if purpose.ephemeral && options.disk.is_none() {
-        return Ok(None);
-    }
-    fs::create_dir(own)
-        .map_err(|error| Failure::new(format!("cannot make {}: {error}", own.display())))?;
-    let path = own.join("data.ext4");
+    };
     assets::make_data_disk(&path, size)?;
     Ok(Some(path))
 }

@@ -22,6 +22,7 @@ mod run;
 mod snapshot;
 mod top;
 mod vps;
+mod warm;
 
 use std::process::ExitCode;
 

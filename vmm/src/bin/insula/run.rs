@@ -174,6 +174,7 @@ fn guest_vps(options: &RunOptions, place: Place, output: &Output) -> Outcome {
     };
     let purpose = Purpose {
         ephemeral: true,
+        cold: options.start.cold,
         ..Purpose::default()
     };
     in_own_guest(&name, &machine, &purpose, place, output, |client| {
@@ -193,6 +194,7 @@ fn microvm(options: &RunOptions, place: Place, output: &Output) -> Outcome {
     };
     let purpose = Purpose {
         ephemeral: true,
+        cold: options.start.cold,
         machine_root: Some(options.template.clone()),
         hostname: options.hostname.clone(),
         ..Purpose::default()

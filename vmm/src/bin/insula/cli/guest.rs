@@ -9,7 +9,7 @@ use guest_agent::protocol::Name;
 use vmm::config::{MemSize, VcpuCount};
 use vmm::guest::Size;
 
-use super::values;
+use super::{ColdOption, values};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -45,6 +45,9 @@ the disk with its VPSs included, unless the disk was given with --data.";
 #[derive(Debug, Subcommand)]
 pub(crate) enum GuestCommand {
     /// Start a guest and wait until it is ready
+    ///
+    /// The second guest of a kind is restored from a snapshot of the first one
+    /// as it was when it had booted, in a fraction of the time; see --cold.
     Start(StartOptions),
     /// List the guests; what killed ones left is removed
     #[command(visible_alias = "ls")]
@@ -209,6 +212,8 @@ pub(crate) struct StartOptions {
     /// Sample where the boot spends its time, for `insula guest profile --boot`
     #[arg(long)]
     pub(crate) profile: bool,
+    #[command(flatten)]
+    pub(crate) start: ColdOption,
     #[command(flatten)]
     pub(crate) machine: MachineOptions,
 }

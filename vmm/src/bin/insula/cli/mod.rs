@@ -7,6 +7,7 @@ mod run;
 pub(crate) mod values;
 mod vps;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -104,6 +105,25 @@ pub(crate) struct Global {
     pub(crate) verbose: bool,
 }
 
+/// The variable that means `--cold`.
+pub(crate) const COLD_ENV: &str = "INSULA_COLD";
+
+/// How guests are started.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ColdOption {
+    /// Boot the guest, even where a snapshot of one like it is kept
+    ///
+    /// Otherwise a guest that was started before with the same kernel, agent,
+    /// templates and options, on this host, is not booted again but restored
+    /// from a snapshot of that first one, taken when it had booted and before
+    /// it did anything: with random numbers, a host name and a clock of its
+    /// own, and an empty console. A guest with a disk given by --data, or with
+    /// --profile, always boots. `insula image list` shows these snapshots, and
+    /// `insula image prune` removes them.
+    #[arg(long, env = COLD_ENV, value_parser = FalseyValueParser::new())]
+    pub(crate) cold: bool,
+}
+
 /// Where guests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum On {
@@ -125,6 +145,9 @@ pub(crate) enum Command {
     #[command(subcommand, after_help = vps::EXAMPLES)]
     Vps(VpsCommand),
     /// Run one command isolated, exit with its code and leave nothing behind
+    ///
+    /// A guest for the command is restored from a snapshot of an earlier one
+    /// of its kind as it was when it had booted, if there was one; see --cold.
     #[command(after_help = run::EXAMPLES)]
     Run(RunOptions),
     /// What guests are made of: kernels, agents, templates

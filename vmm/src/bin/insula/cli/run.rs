@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use guest_agent::protocol::Name;
 use vmm::config::VcpuCount;
 
-use super::{LimitOptions, values};
+use super::{ColdOption, LimitOptions, values};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +32,8 @@ pub(crate) struct RunOptions {
     /// as --cpus asks for]
     #[arg(long, value_name = "N", value_parser = values::vcpus)]
     pub(crate) vcpus: Option<VcpuCount>,
+    #[command(flatten)]
+    pub(crate) start: ColdOption,
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
     /// Host name [default: the one that insula chose]
