@@ -137,7 +137,8 @@ fn warm_start<'a>(
     purpose: &Purpose,
     output: &'a Output,
 ) -> Option<WarmStart<'a>> {
-    if purpose.cold || purpose.profile {
+    // On a PVM host, restored guests have not proved themselves yet.
+    if purpose.cold || purpose.profile || spec.host_kvm == HostKvm::Pvm {
         return None;
     }
     let size = match disk {

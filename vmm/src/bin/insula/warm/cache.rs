@@ -307,9 +307,9 @@ mod tests {
     }
 
     fn make(directory: &Path) -> Result<(), Failure> {
-        fs::create_dir(directory).unwrap();
-        fs::write(directory.join("state"), [1; 8192]).unwrap();
-        Ok(())
+        let failed = |error: io::Error| Failure::new(error);
+        fs::create_dir(directory).map_err(failed)?;
+        fs::write(directory.join("state"), [1; 8192]).map_err(failed)
     }
 
     #[test]
