@@ -3,12 +3,14 @@
 //! Slim on purpose, since every guest is one of these: no command line
 //! framework, nothing allocated that is not needed.
 
+#![cfg_attr(not(test), no_main)]
+
 use std::env;
 use std::ffi::OsString;
+use std::ffi::{c_char, c_int};
 use std::fs::File;
 use std::os::fd::{FromRawFd, RawFd};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use guest_agent::protocol::Name;
@@ -22,6 +24,7 @@ const USAGE: &str = "\
 usage: insula-vmm --dir DIR | --config FILE
        [--restore SNAPSHOT --hostname NAME [--prefetch] [--force]]
        [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS] [--profile FILE]
+       [--new-session] [--end-with PID]
        insula-vmm --probe
 
 Runs one machine to its end. DIR holds machine.json and gets status.json,
@@ -32,6 +35,8 @@ pointers of the boot, and writes their counts to FILE as JSON.
 paths of the configuration, and tells the guest its new host name; --prefetch
 loads the pages at once that such a guest needs first; --force accepts another
 processor model where that can be safe.
+--new-session leaves the starter's session and terminal; --end-with ends with the
+starter's thread, of the process PID.
 --probe says in JSON what kind of KVM the host has.
 
 exit codes: 0 powered off, 20 panicked or reset, 21 triple fault, 22 KVM or
@@ -60,21 +65,32 @@ enum Request {
     Help,
 }
 
-fn main() -> ExitCode {
+/// Entered by the C library: what the standard library does before its `main`
+/// (a handler for overflows of the first thread's stack, for which it reads the
+/// process' memory map) takes as long as a tenth of a restore.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    // SAFETY: no other thread runs yet, and no handler is installed. Writing to
+    // a connection that is gone is an error, not an end.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    c_int::from(run_program())
+}
+
+fn run_program() -> u8 {
     let started_ns = now_ns();
     let mut options = match parse(env::args_os().skip(1), started_ns) {
         Ok(Request::Run(options)) => options,
         Ok(Request::Help) => {
             println!("{USAGE}");
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Ok(Request::Probe) => {
             println!("{}", serde_json::json!(vmm::probe::probe()));
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Err(message) => {
             eprintln!("insula-vmm: {message}\n{USAGE}");
-            return ExitCode::from(BAD_CONFIGURATION);
+            return BAD_CONFIGURATION;
         }
     };
     let timer = Arc::new(BootTimer::new(options.start_ns));
@@ -84,7 +100,7 @@ fn main() -> ExitCode {
     }
     let code = exit.code;
     options.reporter.ended(timer.spans(), exit);
-    ExitCode::from(code)
+    code
 }
 
 fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
@@ -173,9 +189,15 @@ fn parse(
                 control_socket = Some(dir.join("control.sock"));
                 config = Some(dir.join("machine.json"));
             }
+            "--new-session" => leave_session()?,
+            "--end-with" => end_with(number(&option, &value()?)?)?,
             "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, &value()?)?)?),
             // Whoever holds this file open holds the guest's lock: never closed.
-            "--lock-fd" => std::mem::forget(inherited(number(&option, &value()?)?)?),
+            // Standard input is not anyway.
+            "--lock-fd" => match number(&option, &value()?)? {
+                0 => {}
+                fd => std::mem::forget(inherited(fd)?),
+            },
             "--profile" => boot_profile = Some(PathBuf::from(value()?)),
             "--restore" => snapshot = Some(PathBuf::from(value()?)),
             "--hostname" => {
@@ -220,17 +242,49 @@ fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, Str
         .ok_or_else(|| format!("{option} needs a number, not {}", value.to_string_lossy()))
 }
 
-/// Takes over a descriptor that the starter left open for us.
-fn inherited(fd: RawFd) -> Result<File, String> {
-    // SAFETY: fcntl with F_SETFD takes any number and fails for one that is
-    // not open.
-    let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-    if !open {
+/// Gets out of the starter's session, and so out of the reach of its terminal.
+fn leave_session() -> Result<(), String> {
+    rustix::process::setsid()
+        .map(drop)
+        .map_err(|error| format!("cannot begin a session: {error}"))
+}
+
+/// Ends with the thread that started this process, of process `starter`.
+fn end_with(starter: i32) -> Result<(), String> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| format!("cannot ask to end with process {starter}: {error}"))?;
+    // Gone before that: nobody would tell us any more.
+    if getppid().map(|parent| parent.as_raw_nonzero().get()) != Some(starter) {
         return Err(format!(
-            "descriptor {fd} is not open, or is a standard stream"
+            "process {starter}, which started this one, is gone"
         ));
     }
-    // SAFETY: it is open, and this program has opened nothing yet: it belongs
-    // to whoever started us, who gave it to us by its number.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok(())
+}
+
+/// Takes over a descriptor that the starter left open for us. In place of
+/// standard output comes standard error, so that nothing else gets its number.
+fn inherited(fd: RawFd) -> Result<File, String> {
+    let not_open = || format!("descriptor {fd} is not open, or is standard input or error");
+    if fd != 1 && fd <= 2 {
+        return Err(not_open());
+    }
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC takes any number, and fails for one
+    // that is not open.
+    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if own < 0 {
+        return Err(not_open());
+    }
+    if fd == 1 {
+        // SAFETY: dup2 takes any numbers, and standard output has no owner
+        // that would mind.
+        unsafe { libc::dup2(2, fd) };
+    } else {
+        // SAFETY: it is open and belongs to whoever started us, who gave it to
+        // us by its number; nothing in this program has it.
+        unsafe { libc::close(fd) };
+    }
+    // SAFETY: the duplicate is new and belongs to nobody else.
+    Ok(unsafe { File::from_raw_fd(own) })
 }

@@ -3,11 +3,9 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use super::error::GuestError;
 use super::rundir::GuestDir;
@@ -48,10 +46,14 @@ pub fn find_vmm() -> PathBuf {
 }
 
 /// Spawns `program` for the guest in `dir`, in a session of its own, with its
-/// output in the guest's `vmm.log`.
+/// errors in the guest's `vmm.log`.
 ///
-/// It inherits `lock`, so that the guest's directory stays locked until the
-/// last of the two is gone, and `ready`, to say on it how the start went.
+/// It inherits `lock` as its standard input, so that the guest's directory
+/// stays locked until the last of the two is gone, and `ready` as its standard
+/// output, to say on it how the start went. Nothing has to be done between
+/// fork and exec that way, so that the standard library can do without the
+/// fork, which would copy this process' page tables only to throw them away:
+/// the process itself leaves our session and ties its life to ours.
 pub(super) fn spawn(
     program: &Path,
     dir: &GuestDir,
@@ -61,49 +63,27 @@ pub(super) fn spawn(
 ) -> Result<Child, GuestError> {
     let path = dir.vmm_log_path();
     let log = File::create(&path).map_err(|source| GuestError::io("make", &path, source))?;
-    let log_too = log
-        .try_clone()
-        .map_err(|source| GuestError::io("duplicate", &path, source))?;
+    let own = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(|source| GuestError::io("duplicate a descriptor for", &path, source))
+    };
 
     let mut command = Command::new(program);
     command
+        .stdin(own(lock)?)
+        .stdout(own(ready)?)
+        .stderr(log)
         .arg("--dir")
         .arg(dir.path())
-        .args(["--ready-fd", &ready.as_raw_fd().to_string()])
-        .args(["--lock-fd", &lock.as_raw_fd().to_string()])
-        // The start begins here: executing the program is part of it.
-        .args(["--start-ns", &now_ns().to_string()])
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(log_too);
-    command.args(&process.arguments);
-    let ephemeral = process.ephemeral;
-    let inherited = [lock.as_raw_fd(), ready.as_raw_fd()];
-    // SAFETY: the closure runs between fork and exec and makes nothing but
-    // system calls that are async-signal-safe: no allocation, no lock.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::setsid()?;
-            if ephemeral {
-                rustix::process::set_parent_process_death_signal(Some(
-                    rustix::process::Signal::KILL,
-                ))?;
-            }
-            inherited.iter().try_for_each(|fd| keep_across_exec(*fd))
-        });
+        .args(["--ready-fd", "1", "--lock-fd", "0", "--new-session"]);
+    if process.ephemeral {
+        command.args(["--end-with", &std::process::id().to_string()]);
     }
+    command.args(&process.arguments);
+    // The start begins here: executing the program is part of it.
+    command.args(["--start-ns", &now_ns().to_string()]);
     command.spawn().map_err(|source| GuestError::Vmm {
         path: program.to_owned(),
         source,
     })
-}
-
-/// Clears close-on-exec. Done in the child, since another thread of the parent
-/// that spawns at the same time would otherwise give the lock away too.
-fn keep_across_exec(fd: RawFd) -> io::Result<()> {
-    // SAFETY: the descriptors are open in the parent for the whole of `spawn`,
-    // which borrows them, so the child's copies are open as well.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-    Ok(())
 }

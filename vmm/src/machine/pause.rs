@@ -77,15 +77,27 @@ impl Machine {
     /// # Errors
     /// A thread cannot be made.
     pub(super) fn start(&mut self) -> Result<Processors, BuildError> {
-        for slot in &self.devices.virtio {
-            slot.transport().resume()?;
-        }
         self.end.stop().resume();
         let vcpus = std::mem::take(&mut self.vcpus);
         let repair = || match &self.pvm {
             None => Box::new(NoRepair) as Box<dyn ExitRepair>,
             Some(pvm) => pvm.repair(&self.memory),
         };
-        Processors::start(vcpus, &self.buses, &self.end, &self.sampler, repair)
+        let processors = Processors::start(
+            vcpus,
+            &self.buses,
+            &self.end,
+            &self.sampler,
+            &self.timer,
+            repair,
+        )?;
+        // On a host with one processor, the guest goes first.
+        std::thread::yield_now();
+        // After the processors: until then a device answers but leaves what the
+        // guest gives it in its queues, where it looks first of all.
+        for slot in &self.devices.virtio {
+            slot.transport().resume()?;
+        }
+        Ok(processors)
     }
 }

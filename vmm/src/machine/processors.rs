@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use super::boot_timer::{BootTimer, Step};
 use super::ending::{Cause, EndSignal, Ending};
 use super::error::BuildError;
 use crate::vcpu::{Buses, ExitRepair, Kick, ProcessorCounts, Sampler, Statistics, Vcpu};
@@ -47,6 +48,7 @@ impl Processors {
         buses: &Arc<Buses>,
         end: &EndSignal,
         sampler: &Sampler,
+        timer: &Arc<BootTimer>,
         repair: impl Fn() -> Box<dyn ExitRepair>,
     ) -> Result<Self, BuildError> {
         let mut processors = Self {
@@ -55,7 +57,13 @@ impl Processors {
             statistics: statistics(&vcpus),
         };
         for vcpu in vcpus {
-            processors.spawn(vcpu, Arc::clone(buses), sampler.clone(), repair())?;
+            processors.spawn(
+                vcpu,
+                Arc::clone(buses),
+                sampler.clone(),
+                Arc::clone(timer),
+                repair(),
+            )?;
         }
         Ok(processors)
     }
@@ -65,12 +73,14 @@ impl Processors {
         mut vcpu: Vcpu,
         buses: Arc<Buses>,
         sampler: Sampler,
+        timer: Arc<BootTimer>,
         mut repair: Box<dyn ExitRepair>,
     ) -> Result<(), BuildError> {
         let kick = Kick::new(&mut vcpu);
         let id = vcpu.id();
         let end = self.end.clone();
         let run = move || {
+            timer.stamp(Step::FirstInstruction);
             if let Err(failure) = vcpu.run(&buses, end.stop(), &sampler, repair.as_mut()) {
                 end.raise(Cause::Vcpu(failure));
             }

@@ -146,7 +146,6 @@ impl Run<'_> {
     /// The guest's first instruction, or the first since its snapshot.
     fn start(&mut self) -> Result<(), BuildError> {
         self.watch_vsock();
-        self.machine.timer.stamp(Step::FirstInstruction);
         self.processors = Some(self.machine.start()?);
         self.ready_by = self
             .machine
@@ -156,7 +155,9 @@ impl Run<'_> {
             .map(|timeout| Instant::now() + Duration::from_millis(u64::from(timeout.get())));
         self.report();
         if self.ready_by.is_none() {
-            // There is no telling when its boot is over.
+            // There is no telling when its boot is over. Its processor's thread
+            // may not have got to its first instruction.
+            self.machine.timer.stamp(Step::FirstInstruction);
             self.ready();
         }
         Ok(())

@@ -42,6 +42,11 @@ impl ProcessorCounts {
 #[derive(Debug)]
 pub struct Statistics {
     file: File,
+}
+
+/// Where the counts are.
+#[derive(Debug)]
+struct Places {
     exits: Option<u64>,
     emulated_instructions: Option<u64>,
 }
@@ -55,7 +60,7 @@ const MAX_NAME: u32 = 4096;
 
 impl Statistics {
     /// # Errors
-    /// What the system says; `InvalidData` for a form that is unknown.
+    /// What the system says.
     pub fn open(vcpu: &Vcpu) -> io::Result<Self> {
         // SAFETY: the descriptor is a live virtual processor's, and the request
         // takes no argument.
@@ -66,6 +71,13 @@ impl Statistics {
         // SAFETY: the descriptor is new and belongs to nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         debug_assert!(file.as_raw_fd() > 2, "a descriptor of our own");
+        Ok(Self { file })
+    }
+
+    /// Looks where the counts are: only when somebody asks, as every guest
+    /// waits for its start.
+    fn places(&self) -> io::Result<Places> {
+        let file = &self.file;
         let mut header = [0; HEADER];
         file.read_exact_at(&mut header, 0)?;
         let field = |index: usize| word(&header, index * 4);
@@ -82,10 +94,9 @@ impl Statistics {
                 .find(|descriptor| is_named(&descriptor[DESCRIPTOR..], name))
                 .map(|descriptor| u64::from(data) + u64::from(word(descriptor, 8)))
         };
-        Ok(Self {
+        Ok(Places {
             exits: place("exits"),
             emulated_instructions: place("insn_emulation"),
-            file,
         })
     }
 
@@ -97,10 +108,13 @@ impl Statistics {
                 .and_then(|place| self.file.read_exact_at(&mut value, place).ok())
                 .map_or(0, |()| u64::from_ne_bytes(value))
         };
-        ProcessorCounts {
-            exits: at(self.exits),
-            emulated_instructions: at(self.emulated_instructions),
-        }
+        self.places().map_or_else(
+            |_| ProcessorCounts::default(),
+            |places| ProcessorCounts {
+                exits: at(places.exits),
+                emulated_instructions: at(places.emulated_instructions),
+            },
+        )
     }
 }
 
@@ -138,7 +152,7 @@ mod tests {
         let vm = kvm.create_vm().unwrap();
         let vcpu = Vcpu::new(&vm, 0).unwrap();
         let statistics = Statistics::open(&vcpu).unwrap();
-        assert!(statistics.exits.is_some());
+        assert!(statistics.places().unwrap().exits.is_some());
         assert_eq!(statistics.read(), ProcessorCounts::default());
     }
 }
