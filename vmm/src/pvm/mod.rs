@@ -31,8 +31,9 @@ pub use self::counts::{Counts, RepairCounts};
 
 /// What a guest's kernel is told beside its usual command line: not to use
 /// what the emulator refuses, though CPUID has it whatever we say, nor what
-/// only costs instructions where each is emulated.
-pub const COMMAND_LINE: &str = "mitigations=off no_timer_check lpj=1000000 \
+/// only costs instructions where each is emulated (to patch every locked
+/// instruction for one processor takes six million).
+pub const COMMAND_LINE: &str = "mitigations=off noreplace-smp no_timer_check lpj=1000000 \
      clearcpuid=popcnt,cx16,smap,smep,fsgsbase,xsave,pcid,invpcid,erms,fsrm,rdpid,umip,rdseed,\
      rdrand,movbe,rdtscp,pclmulqdq,ssse3,sse4_1,sse4_2,aes,sha_ni,adx,bmi1,bmi2";
 
