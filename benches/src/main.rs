@@ -116,6 +116,7 @@ fn compare(options: &RunOptions, seed: u64, directory: &Path, place: Place) -> a
     let mut environment = Environment::capture();
     if place == Place::Pvm {
         environment.host = HostKind::Pvm;
+        guest_agent::client::wait_longer(20);
     }
     let wishes = Wishes {
         profile: options.profile,

@@ -110,6 +110,29 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
     assert_eq!(after["init_pid"], neighbour["init_pid"]);
     assert_eq!(after["boot_count"], 1);
 
+    // A copy goes on where the original was, and apart from it.
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("snapshot");
+    let snapshot = snapshot.to_str().unwrap();
+    on_pvm(&["guest", "snapshot", guest.as_str(), snapshot])
+        .run()
+        .ok();
+    let copy = GuestName::on("pvm", "pvm-copy");
+    on_pvm(&["guest", "restore", "--name", copy.as_str(), snapshot])
+        .run()
+        .ok();
+    let exec = vps(&copy, &["exec", "web", "--", "hostname"]);
+    assert_eq!((exec.code(), &*exec.stdout), (0, "web\n"), "{exec}");
+    assert_eq!(state(&copy, "web")["boot_count"], 2);
+    let restored = number(&listed(&copy), "emulated_instructions");
+    assert!(
+        restored < boot,
+        "a restored guest has emulated {restored} instructions, a boot {boot}"
+    );
+    on_pvm(&["guest", "stop", "--kill", copy.as_str()])
+        .run()
+        .ok();
+
     vps(&guest, &["destroy", "web", "--force"]).ok();
     let stopped = json(
         &on_pvm(&["guest", "stop", guest.as_str(), "--timeout", "5m", "--json"])

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::dial::Endpoint;
 use super::error::ClientError;
+use super::patience::stretched;
 use super::session::{Events, Session};
 use super::wire::Wire;
 use crate::protocol::{
@@ -12,7 +13,10 @@ use crate::protocol::{
 };
 
 /// How long an ordinary request may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+fn patience() -> Duration {
+    stretched(Duration::from_secs(30))
+}
+
 /// How long a connection and its hello may take.
 const GREETING: Duration = Duration::from_secs(5);
 /// Between attempts of [`Client::connect_until`].
@@ -27,12 +31,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Dials `endpoint` and exchanges hellos, within 5 seconds.
+    /// Dials `endpoint` and exchanges hellos, within 5 seconds (or longer, see
+    /// [`wait_longer`](super::wait_longer)).
     ///
     /// # Errors
     /// Nobody answers there, the token is refused, or the versions differ.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, ClientError> {
-        Self::connect_within(endpoint, GREETING)
+        Self::connect_within(endpoint, stretched(GREETING))
     }
 
     /// As [`Client::connect`], with a time limit of one's own.
@@ -75,7 +80,7 @@ impl Client {
     pub fn connect_until(endpoint: &Endpoint, deadline: Instant) -> Result<Self, ClientError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let result = Self::connect_within(endpoint, left.min(GREETING).max(RETRY));
+            let result = Self::connect_within(endpoint, left.min(stretched(GREETING)).max(RETRY));
             let again = matches!(
                 result,
                 Err(ClientError::Connect { .. }
@@ -100,7 +105,7 @@ impl Client {
     /// # Errors
     /// The agent's failure as [`ClientError::Agent`]; a lost or late connection.
     pub fn request(&mut self, message: Message) -> Result<Message, ClientError> {
-        self.request_within(message, PATIENCE)
+        self.request_within(message, patience())
     }
 
     /// As [`Client::request`], with a time limit of one's own.
@@ -154,7 +159,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn ping(&mut self) -> Result<(), ClientError> {
-        self.done_answer(Message::Ping, PATIENCE)
+        self.done_answer(Message::Ping, patience())
     }
 
     /// Facts about the agent and its kernel.
@@ -177,7 +182,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn vps_create(&mut self, spec: VpsSpec) -> Result<VpsInfo, ClientError> {
-        self.vps_answer(Message::VpsCreate(spec), PATIENCE)
+        self.vps_answer(Message::VpsCreate(spec), patience())
     }
 
     /// Starts a VPS; returns when its init was executed.
@@ -185,7 +190,10 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn vps_start(&mut self, name: &Name) -> Result<VpsInfo, ClientError> {
-        self.vps_answer(Message::VpsStart(VpsNamed { name: name.clone() }), PATIENCE)
+        self.vps_answer(
+            Message::VpsStart(VpsNamed { name: name.clone() }),
+            patience(),
+        )
     }
 
     /// Stops a VPS; returns when it is down. It is killed after `timeout`.
@@ -216,7 +224,10 @@ impl Client {
             timeout_ms,
             restart,
         };
-        self.vps_answer(Message::VpsStop(request), timeout.saturating_add(PATIENCE))
+        self.vps_answer(
+            Message::VpsStop(request),
+            timeout.saturating_add(patience()),
+        )
     }
 
     /// Destroys a VPS and its data; a running one only when `force`d.
@@ -229,7 +240,7 @@ impl Client {
                 name: name.clone(),
                 force,
             }),
-            PATIENCE * 2,
+            patience() * 2,
         )
     }
 
@@ -238,7 +249,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn vps_get(&mut self, name: &Name) -> Result<VpsInfo, ClientError> {
-        self.vps_answer(Message::VpsGet(VpsNamed { name: name.clone() }), PATIENCE)
+        self.vps_answer(Message::VpsGet(VpsNamed { name: name.clone() }), patience())
     }
 
     /// How all VPSs are, by name.
@@ -262,7 +273,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`]. Nothing is held then.
     pub fn suspend(&mut self) -> Result<(), ClientError> {
-        self.done_answer(Message::Suspend, PATIENCE)
+        self.done_answer(Message::Suspend, patience())
     }
 
     /// Ends a suspension.
@@ -270,7 +281,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn resume(&mut self) -> Result<(), ClientError> {
-        self.done_answer(Message::Resume, PATIENCE)
+        self.done_answer(Message::Resume, patience())
     }
 
     /// Stops all VPSs and powers the guest off (a service just ends).
@@ -279,7 +290,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn power_off(&mut self) -> Result<(), ClientError> {
-        match self.done_answer(Message::PowerOff, PATIENCE) {
+        match self.done_answer(Message::PowerOff, patience()) {
             Err(ClientError::Closed { .. }) => Ok(()),
             other => other,
         }

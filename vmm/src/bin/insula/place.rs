@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use guest_agent::client::wait_longer;
 use vmm::guest::RunRoot;
 use vmm::probe::{KvmKind, probe};
 
@@ -47,6 +48,9 @@ const LAB_MARK: &str = "/etc/insula-lab.json";
 /// KVM's device.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
+/// How many times longer an agent is waited for whose kernel is emulated.
+const PVM_PATIENCE: u32 = 20;
+
 /// Whether this is the lab.
 pub(crate) fn is_lab() -> bool {
     Path::new(LAB_MARK).exists()
@@ -63,7 +67,10 @@ pub(crate) fn decide(on: Option<On>, output: &Output) -> Result<Place, Failure> 
         Some(On::Pvm) if is_lab() => Err(Failure::usage(
             "--on pvm: this is the lab, whose KVM is not of the PVM kind; leave the option out",
         )),
-        Some(On::Pvm) => Ok(Place::Pvm),
+        Some(On::Pvm) => {
+            wait_longer(PVM_PATIENCE);
+            Ok(Place::Pvm)
+        }
         None if is_lab() => Ok(Place::Hardware),
         None => match kvm() {
             Kvm::Hardware => Ok(Place::Hardware),
