@@ -65,6 +65,7 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
     }
     let guest = GuestName::on("pvm", "pvm");
     on_pvm(&["guest", "start", guest.as_str(), "--memory", "192M"])
+        .args(["--cold"])
         .run()
         .ok();
 

@@ -137,8 +137,7 @@ fn warm_start<'a>(
     purpose: &Purpose,
     output: &'a Output,
 ) -> Option<WarmStart<'a>> {
-    // On a PVM host, restored guests have not proved themselves yet.
-    if purpose.cold || purpose.profile || spec.host_kvm == HostKvm::Pvm {
+    if purpose.cold || purpose.profile {
         return None;
     }
     let size = match disk {
