@@ -14,15 +14,19 @@ pub(super) fn huge_pages(memory: &GuestMemory) {
     }
 }
 
-/// Asks for them for the huge pages that `start..end` has a part in.
+/// Asks for them for the huge pages that lie in `start..end`, at its ends at
+/// least by half: to clear one costs as much as hundreds of faults for small ones.
 pub(super) fn huge_pages_for(memory: &GuestMemory, start: u64, end: u64) {
     let Some(region) = memory.find_region(GuestAddress(start)) else {
         return;
     };
     let base = region.start_addr().0;
-    let first = (start & !(HUGE_PAGE - 1)).saturating_sub(base);
-    let last = end.next_multiple_of(HUGE_PAGE).saturating_sub(base);
-    advise(region, first, last.min(region.len()));
+    let nearest = |address: u64| (address + HUGE_PAGE / 2) & !(HUGE_PAGE - 1);
+    let first = nearest(start).saturating_sub(base);
+    let last = nearest(end).saturating_sub(base).min(region.len());
+    if first < last {
+        advise(region, first, last);
+    }
 }
 
 /// Only advice: a host that cannot is no error.
