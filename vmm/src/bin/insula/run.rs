@@ -1,6 +1,7 @@
 //! `insula run`
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -103,8 +104,23 @@ fn variables(env: &[String]) -> impl Iterator<Item = (&str, &str)> {
     env.iter().filter_map(|variable| variable.split_once('='))
 }
 
+/// Says what is missing before the agent fails on it: limits, and the end of
+/// all of a VPS's processes, need cgroups of version 2.
+fn require_unified_cgroups(root: &Path) -> Result<(), Failure> {
+    if root.join("cgroup.controllers").exists() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "this host has no cgroup v2 hierarchy at {} (its controllers are in version 1), which \
+         --model host-vps needs: boot it with systemd.unified_cgroup_hierarchy=1 or \
+         cgroup_no_v1=all, or use --model guest-vps",
+        root.display()
+    )))
+}
+
 /// The agent's one-shot role does it all, without a daemon and without us.
 fn host_vps(options: &RunOptions, output: &Output) -> Outcome {
+    require_unified_cgroups(Path::new("/sys/fs/cgroup"))?;
     let assets = Assets::open(output)?;
     let agent = assets.agent()?;
     let mut command = Command::new(&agent);
