@@ -8,109 +8,22 @@
  *
  *     cc -O2 -o bare_kvm bare_kvm.c && ./bare_kvm
  */
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-enum {
-	MEMORY_SIZE = 128 << 20,
-	CODE = 0x200000,
-	PML4 = 0x9000,
-	PDPT = 0xa000,
-	PAGE_DIRECTORY = 0xb000,
-	CPUID_ENTRIES = 256,
-	RESET_PORT = 0x64,
-	RESET = 0xfe,
-};
-
-static long call(int fd, unsigned long request, void *argument, const char *name)
-{
-	long result = ioctl(fd, request, argument);
-	if (result < 0) {
-		perror(name);
-		exit(1);
-	}
-	return result;
-}
-
-#define CALL(fd, request, argument) call(fd, request, (void *)(argument), #request)
-
-static void load(uint8_t *memory)
-{
-	/* mov al, 0xfe; out 0x64, al */
-	static const uint8_t code[] = { 0xb0, RESET, 0xe6, RESET_PORT };
-	uint64_t *directory = (uint64_t *)(memory + PAGE_DIRECTORY);
-
-	memcpy(memory + CODE, code, sizeof code);
-	*(uint64_t *)(memory + PML4) = PDPT | 3;
-	*(uint64_t *)(memory + PDPT) = PAGE_DIRECTORY | 3;
-	for (uint64_t i = 0; i < 512; i++)
-		directory[i] = i << 21 | 0x83;
-}
-
-static void set_registers(int vcpu)
-{
-	struct kvm_sregs sregs;
-	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
-	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = 0x10, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
-	};
-	struct kvm_segment data = {
-		.limit = 0xffffffff, .selector = 0x18, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1,
-	};
-
-	CALL(vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cs = code;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-	sregs.cr3 = PML4;
-	sregs.cr4 |= 1 << 5;
-	sregs.cr0 |= 1 << 0 | 1u << 31;
-	sregs.efer |= 1 << 8 | 1 << 10;
-	CALL(vcpu, KVM_SET_SREGS, &sregs);
-	CALL(vcpu, KVM_SET_REGS, &regs);
-}
+#include "micro_guest.h"
 
 int main(void)
 {
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		perror("/dev/kvm");
-		return 1;
-	}
-	if (CALL(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
-		return 1;
-
-	int vm = CALL(kvm, KVM_CREATE_VM, 0);
-	CALL(vm, KVM_SET_TSS_ADDR, 0xfffbd000);
-	CALL(vm, KVM_CREATE_IRQCHIP, 0);
-	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
-	CALL(vm, KVM_CREATE_PIT2, &pit);
+	int kvm = open_kvm();
+	int vm = create_vm(kvm);
 
 	uint8_t *memory = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (memory == MAP_FAILED) {
-		perror("mmap");
-		return 1;
-	}
+	if (memory == MAP_FAILED)
+		die("mmap");
 	load(memory);
-	struct kvm_userspace_memory_region region = {
-		.memory_size = MEMORY_SIZE, .userspace_addr = (uint64_t)memory,
-	};
-	CALL(vm, KVM_SET_USER_MEMORY_REGION, &region);
+	set_memory(vm, memory);
 
 	int vcpu = CALL(vm, KVM_CREATE_VCPU, 0);
-	size_t run_size = CALL(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_run *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	if (run == MAP_FAILED) {
-		perror("mmap of the processor");
-		return 1;
-	}
+	struct kvm_run *run = map_run(kvm, vcpu);
 	struct kvm_cpuid2 *cpuid =
 		calloc(1, sizeof *cpuid + CPUID_ENTRIES * sizeof cpuid->entries[0]);
 	if (!cpuid)

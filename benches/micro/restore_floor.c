@@ -14,29 +14,14 @@
  * `time` prints a line for each restore: nanoseconds from just before the
  * process is made to just before its first KVM_RUN.
  */
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
+
+#include "micro_guest.h"
 
 enum {
-	MEMORY_SIZE = 128 << 20,
-	CODE = 0x200000,
-	PML4 = 0x9000,
-	PDPT = 0xa000,
-	PAGE_DIRECTORY = 0xb000,
-	CPUID_ENTRIES = 256,
 	MSR_ENTRIES = 512,
-	RESET_PORT = 0x64,
-	RESET = 0xfe,
 	XSAVE_SIZE = 16 << 10,
 	/* What the guest that it is compared with has: a serial console, two
 	 * disks and a vsock device, with one, one and three queues. */
@@ -69,49 +54,11 @@ struct machine {
 	uint8_t xsave[XSAVE_SIZE];
 };
 
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static long call(int fd, unsigned long request, void *argument, const char *name)
-{
-	long result = ioctl(fd, request, argument);
-	if (result < 0)
-		die(name);
-	return result;
-}
-
-#define CALL(fd, request, argument) call(fd, request, (void *)(argument), #request)
-
 static uint64_t now_ns(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
-static int open_kvm(void)
-{
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0)
-		die("/dev/kvm");
-	if (CALL(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
-		exit(1);
-	return kvm;
-}
-
-/* A machine with interrupt controllers and a timer, as every restore starts. */
-static int create_vm(int kvm)
-{
-	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
-	int vm = CALL(kvm, KVM_CREATE_VM, 0);
-
-	CALL(vm, KVM_SET_TSS_ADDR, 0xfffbd000);
-	CALL(vm, KVM_CREATE_IRQCHIP, 0);
-	CALL(vm, KVM_CREATE_PIT2, &pit);
-	return vm;
 }
 
 static uint8_t *map_memory(int vm, const char *path, int sharing)
@@ -123,20 +70,8 @@ static uint8_t *map_memory(int vm, const char *path, int sharing)
 			       sharing | MAP_NORESERVE, file, 0);
 	if (memory == MAP_FAILED)
 		die("mmap");
-	struct kvm_userspace_memory_region region = {
-		.memory_size = MEMORY_SIZE, .userspace_addr = (uint64_t)memory,
-	};
-	CALL(vm, KVM_SET_USER_MEMORY_REGION, &region);
+	set_memory(vm, memory);
 	return memory;
-}
-
-static struct kvm_run *map_run(int kvm, int vcpu)
-{
-	size_t size = CALL(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_run *run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	if (run == MAP_FAILED)
-		die("mmap of the processor");
-	return run;
 }
 
 /* What devices tell KVM to notify, and by what they are notified. */
@@ -195,42 +130,6 @@ static void restore(const char *state, const char *memory, uint64_t started_ns)
 		exit(1);
 	}
 	printf("%llu\n", (unsigned long long)(first_ns - started_ns));
-}
-
-/* Page tables, and code that pulses the reset line at once. */
-static void load(uint8_t *memory)
-{
-	static const uint8_t code[] = { 0xb0, RESET, 0xe6, RESET_PORT };
-	uint64_t *directory = (uint64_t *)(memory + PAGE_DIRECTORY);
-
-	memcpy(memory + CODE, code, sizeof code);
-	*(uint64_t *)(memory + PML4) = PDPT | 3;
-	*(uint64_t *)(memory + PDPT) = PAGE_DIRECTORY | 3;
-	for (uint64_t i = 0; i < 512; i++)
-		directory[i] = i << 21 | 0x83;
-}
-
-static void set_registers(int vcpu)
-{
-	struct kvm_sregs sregs;
-	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
-	struct kvm_segment segment = {
-		.limit = 0xffffffff, .selector = 0x10, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
-	};
-
-	CALL(vcpu, KVM_GET_SREGS, &sregs);
-	sregs.cs = segment;
-	segment.selector = 0x18;
-	segment.type = 3;
-	segment.l = 0;
-	segment.db = 1;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment;
-	sregs.cr3 = PML4;
-	sregs.cr4 |= 1 << 5;
-	sregs.cr0 |= 1 << 0 | 1u << 31;
-	sregs.efer |= 1 << 8 | 1 << 10;
-	CALL(vcpu, KVM_SET_SREGS, &sregs);
-	CALL(vcpu, KVM_SET_REGS, &regs);
 }
 
 /* Keeps the MSR if it can be read and be set to what it is. */

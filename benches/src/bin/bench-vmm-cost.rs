@@ -20,8 +20,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-/// The C program's source, compiled where the bench runs.
-const BARE_SOURCE: &str = include_str!("../../micro/bare_kvm.c");
+/// The C program's sources, compiled where the bench runs.
+const BARE_SOURCES: [(&str, &str); 2] = [
+    ("bare_kvm.c", include_str!("../../micro/bare_kvm.c")),
+    ("micro_guest.h", include_str!("../../micro/micro_guest.h")),
+];
 const GOAL_RATIO: f64 = 1.3;
 const GOAL_RESIDENT_KIB: u64 = 4 << 10;
 /// After this time a machine process does nothing new.
@@ -256,8 +259,10 @@ fn wait(pid: u32) -> Result<(libc::c_int, libc::rusage)> {
 }
 
 fn compile(dir: &Path) -> Result<PathBuf> {
+    for (name, text) in BARE_SOURCES {
+        fs::write(dir.join(name), text)?;
+    }
     let (source, program) = (dir.join("bare_kvm.c"), dir.join("bare_kvm"));
-    fs::write(&source, BARE_SOURCE)?;
     let status = Command::new("cc")
         .args(["-O2", "-o"])
         .args([&program, &source])

@@ -65,14 +65,6 @@ impl Model for MicrovmModel {
         }
     }
 
-    fn open(&mut self) -> Result<(), ModelError> {
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), ModelError> {
-        Ok(())
-    }
-
     fn launch(&mut self, limits: &InstanceLimits) -> Result<Box<dyn Instance>, ModelError> {
         let mut instance = self.guest(limits)?;
         instance.start_idle()?;

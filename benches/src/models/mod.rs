@@ -123,17 +123,22 @@ pub trait Model {
     /// Under which conditions it runs.
     fn conditions(&self) -> Conditions;
 
-    /// Brings up what its instances share. Does nothing when it is up.
+    /// Brings up what its instances share, if they share anything of the
+    /// model's. Does nothing when it is up.
     ///
     /// # Errors
     /// It can't be brought up.
-    fn open(&mut self) -> Result<(), ModelError>;
+    fn open(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// Ends what its instances share. Does nothing when it is not up.
     ///
     /// # Errors
     /// Something could not be ended.
-    fn close(&mut self) -> Result<(), ModelError>;
+    fn close(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// Launches an instance of the `bench` template.
     ///

@@ -49,14 +49,6 @@ impl Model for ProcessModel {
         }
     }
 
-    fn open(&mut self) -> Result<(), ModelError> {
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), ModelError> {
-        Ok(())
-    }
-
     fn launch(&mut self, _: &InstanceLimits) -> Result<Box<dyn Instance>, ModelError> {
         let mut waterfall = Waterfall::new();
         let clock = Clock::start();

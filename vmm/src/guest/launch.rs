@@ -11,11 +11,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_agent::protocol::{BootConfig, Disk, DiskRole, Name};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::boot_segment::boot_segment;
 use super::error::{Ended, GuestError, StartFailure};
 use super::ready_pipe::{Ready, wait_ready};
-use super::restore::RestoreSpec;
+use super::restore::{RestoreSpec, restore};
 use super::rundir::GuestDir;
 use super::running::{Guest, release};
 use super::spawn::{ProcessOptions, find_vmm, spawn};
@@ -61,26 +62,15 @@ impl Reservation {
     /// # Errors
     /// A [`GuestError`] that says why not; nothing of the guest is left then.
     pub fn start(
-        mut self,
+        self,
         spec: &GuestSpec,
         interrupt: Option<BorrowedFd<'_>>,
     ) -> Result<Guest, GuestError> {
-        let Some(lock) = self.lock.take() else {
-            return Err(GuestError::NameTaken {
-                name: self.dir.name().clone(),
-            });
-        };
-        let requested = Instant::now();
-        let started = start(&self.dir, &lock, spec, interrupt);
-        match &started {
-            Ok(_) => starts_log::note(self.dir.name(), StartKind::Cold, requested.elapsed()),
-            Err(_) => self.lock = Some(lock), // so that dropping us removes the directory
-        }
-        started
+        self.begin(StartKind::Cold, |dir, lock| {
+            start(dir, lock, spec, interrupt)
+        })
     }
-}
 
-impl Reservation {
     /// Restores the guest from a snapshot, as a machine of its own, and waits
     /// until its agent has said that it is. A byte to read on `interrupt`
     /// gives up.
@@ -88,9 +78,19 @@ impl Reservation {
     /// # Errors
     /// A [`GuestError`] that says why not; nothing of the guest is left then.
     pub fn restore(
-        mut self,
+        self,
         spec: &RestoreSpec,
         interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<Guest, GuestError> {
+        self.begin(StartKind::Restored, |dir, lock| {
+            restore(dir, lock, spec, interrupt)
+        })
+    }
+
+    fn begin(
+        mut self,
+        kind: StartKind,
+        launch: impl FnOnce(&GuestDir, &File) -> Result<Guest, GuestError>,
     ) -> Result<Guest, GuestError> {
         let Some(lock) = self.lock.take() else {
             return Err(GuestError::NameTaken {
@@ -98,9 +98,9 @@ impl Reservation {
             });
         };
         let requested = Instant::now();
-        let started = super::restore::restore(&self.dir, &lock, spec, interrupt);
+        let started = launch(&self.dir, &lock);
         match &started {
-            Ok(_) => starts_log::note(self.dir.name(), StartKind::Restored, requested.elapsed()),
+            Ok(_) => starts_log::note(self.dir.name(), kind, requested.elapsed()),
             Err(_) => self.lock = Some(lock), // so that dropping us removes the directory
         }
         started
@@ -123,10 +123,7 @@ fn start(
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Guest, GuestError> {
     check_files(dir.name(), spec)?;
-    let mut nonce = [0; 16];
-    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
-        .map_err(|source| GuestError::io("draw a nonce from", Path::new("getrandom"), source))?;
-
+    let nonce = random()?;
     write_private(
         &dir.boot_segment_path(),
         &boot_segment(&boot_config(dir, spec, nonce)),
@@ -376,6 +373,15 @@ fn record(spec: &GuestSpec) -> GuestRecord {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
     }
+}
+
+/// Bytes that nobody else has, for nonces and identifiers.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], GuestError> {
+    let mut bytes = [0; N];
+    // So few come whole (getrandom(2)).
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|source| GuestError::io("draw a nonce from", Path::new("getrandom"), source))?;
+    Ok(bytes)
 }
 
 /// Writes a file that only its owner can read: the nonce is a secret.

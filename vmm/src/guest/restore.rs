@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_agent::protocol::Name;
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::error::GuestError;
-use super::launch::{run, write_private};
+use super::launch::{random, run, write_private};
 use super::rundir::GuestDir;
 use super::running::Guest;
 use super::spawn::ProcessOptions;
@@ -55,12 +54,9 @@ pub(super) fn restore(
     spec: &RestoreSpec,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Guest, GuestError> {
-    let unusable = |reason: String| GuestError::Snapshot {
-        name: dir.name().clone(),
-        reason,
-    };
-    let snapshot = Snapshot::open(&spec.snapshot).map_err(|error| unusable(error.to_string()))?;
-    let saved = saved_config(&snapshot).map_err(|error| unusable(error.to_string()))?;
+    let snapshot =
+        Snapshot::open(&spec.snapshot).map_err(|error| unusable(dir, error.to_string()))?;
+    let saved = saved_config(&snapshot).map_err(|error| unusable(dir, error.to_string()))?;
     let ready_timeout = saved
         .readiness
         .map(|readiness| readiness.ready_timeout_ms)
@@ -95,10 +91,6 @@ fn own_config(
     snapshot: &Snapshot,
     mut config: MachineConfig,
 ) -> Result<MachineConfig, GuestError> {
-    let invalid = |reason: String| GuestError::Snapshot {
-        name: dir.name().clone(),
-        reason,
-    };
     config.machine.huge_pages = if spec.huge_pages {
         HugePages::Transparent
     } else {
@@ -112,12 +104,13 @@ fn own_config(
             ..drive.clone()
         });
     }
-    config.drives = Drives::try_from(drives).map_err(invalid)?;
+    config.drives = Drives::try_from(drives).map_err(|reason| unusable(dir, reason))?;
     if let Some(vsock) = &mut config.vsock {
         vsock.uds_path = dir.vsock_path();
         let (lowest, count) = CIDS;
         let cid = lowest + u32::from_le_bytes(random()?) % count;
-        vsock.guest_cid = GuestCid::try_from(u64::from(cid)).map_err(invalid)?;
+        vsock.guest_cid =
+            GuestCid::try_from(u64::from(cid)).map_err(|reason| unusable(dir, reason))?;
     }
     config.console = Some(ConsoleConfig {
         log_path: dir.console_path(),
@@ -131,10 +124,6 @@ fn own_config(
 /// The disk of that drive: a copy of the snapshot's, or the original, if it is
 /// only read.
 fn own_disk(dir: &GuestDir, snapshot: &Snapshot, drive_id: &str) -> Result<PathBuf, GuestError> {
-    let unusable = |reason: String| GuestError::Snapshot {
-        name: dir.name().clone(),
-        reason,
-    };
     let mut disks = snapshot.state().disks.iter();
     let disk = disks.find(|disk| disk.drive_id == drive_id);
     let copy = disk.and_then(|disk| snapshot.disk_copy(disk));
@@ -149,11 +138,14 @@ fn own_disk(dir: &GuestDir, snapshot: &Snapshot, drive_id: &str) -> Result<PathB
                 .map_err(|source| GuestError::io("make", &disks, source))?;
             let own = disks.join(drive_id);
             let from = File::open(&copy).map_err(|source| GuestError::io("open", &copy, source))?;
-            copy_disk(&from, &own).map_err(|error| unusable(error.to_string()))?;
+            copy_disk(&from, &own).map_err(|error| unusable(dir, error.to_string()))?;
             Ok(own)
         }
         (None, Some(original)) => Ok(original),
-        (None, None) => Err(unusable(format!("it has no disk for drive {drive_id}"))),
+        (None, None) => Err(unusable(
+            dir,
+            format!("it has no disk for drive {drive_id}"),
+        )),
     }
 }
 
@@ -171,11 +163,11 @@ fn record(config: &MachineConfig, snapshot: &Snapshot, spec: &RestoreSpec) -> Gu
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], GuestError> {
-    let mut bytes = [0; N];
-    getrandom(&mut bytes, GetRandomFlags::empty())
-        .map_err(|source| GuestError::io("draw a nonce from", Path::new("getrandom"), source))?;
-    Ok(bytes)
+fn unusable(dir: &GuestDir, reason: String) -> GuestError {
+    GuestError::Snapshot {
+        name: dir.name().clone(),
+        reason,
+    }
 }
 
 /// Keeps what is known of the guest with its snapshot. Without it the clones

@@ -16,8 +16,8 @@ use super::error::BuildError;
 use super::take::Progress;
 use crate::boot;
 use crate::config::{HostKvm, MachineConfig, VcpuCount};
-use crate::kvm::{self, KvmError, refused};
-use crate::memory::{self, layout};
+use crate::kvm::{self, refused};
+use crate::memory::{self, GuestMemory, layout};
 use crate::pvm::{self, Pvm};
 use crate::vcpu::{Sampler, Vcpu, cpuid};
 
@@ -29,15 +29,7 @@ impl Machine {
     /// A [`BuildError`], which says what is missing and what to do.
     pub fn build(config: &MachineConfig, timer: Arc<BootTimer>) -> Result<Self, BuildError> {
         let kvm = kvm::open_checked()?;
-        let vm = create_vm(&kvm)?;
-        let pvm = match config.host_kvm {
-            HostKvm::Hardware => None,
-            HostKvm::Pvm => Some(Pvm::enable(
-                &kvm,
-                &vm,
-                config.boot_source.kernel_image_path.clone(),
-            )?),
-        };
+        let (vm, pvm) = create_vm(&kvm, config)?;
         timer.stamp(Step::KvmReady);
 
         let memory = memory::allocate(config.machine.mem_size_mib, config.machine.huge_pages)?;
@@ -74,7 +66,37 @@ impl Machine {
         for vcpu in &vcpus {
             vcpu.prepare(&mut cpuid, entry)?;
         }
-        Ok(Self {
+        Ok(Self::assemble(
+            Parts {
+                vcpus,
+                devices,
+                end,
+                agent,
+                timer,
+                pvm,
+                vm,
+                kvm,
+                memory,
+            },
+            Progress::new(config.clone()),
+        ))
+    }
+
+    /// A machine of these parts that nobody watches yet.
+    pub(super) fn assemble(parts: Parts, progress: Progress) -> Self {
+        let Parts {
+            vcpus,
+            mut devices,
+            end,
+            agent,
+            timer,
+            pvm,
+            vm,
+            kvm,
+            memory,
+        } = parts;
+        let readiness = progress.config.readiness;
+        Self {
             vcpus,
             buses: Arc::new(mem::take(&mut devices.buses)),
             vsock_subscriber: devices
@@ -84,23 +106,40 @@ impl Machine {
             devices,
             end,
             agent,
-            ready_timeout: config.readiness.map(|readiness| readiness.ready_timeout_ms),
+            ready_timeout: readiness.map(|readiness| readiness.ready_timeout_ms),
             timer,
             sampler: Sampler::default(),
             boot_profile: None,
             profile_server: None,
             control: None,
             pvm,
-            progress: Progress::new(config.clone()),
+            progress,
             vm,
             kvm,
             memory,
-        })
+        }
     }
 }
 
-/// A virtual machine with its interrupt controllers and timer.
-pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+/// What a boot and a restore make each in its own way.
+pub(super) struct Parts {
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) devices: Devices,
+    pub(super) end: EndSignal,
+    pub(super) agent: Option<AgentLink>,
+    pub(super) timer: Arc<BootTimer>,
+    pub(super) pvm: Option<Pvm>,
+    pub(super) vm: VmFd,
+    pub(super) kvm: Kvm,
+    pub(super) memory: GuestMemory,
+}
+
+/// A virtual machine with its interrupt controllers and timer, and what the
+/// host's KVM leaves to us.
+pub(super) fn create_vm(
+    kvm: &Kvm,
+    config: &MachineConfig,
+) -> Result<(VmFd, Option<Pvm>), BuildError> {
     let vm = kvm
         .create_vm()
         .map_err(refused("create a virtual machine"))?;
@@ -114,7 +153,15 @@ pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
         ..kvm_pit_config::default()
     };
     vm.create_pit2(pit).map_err(refused("create the timer"))?;
-    Ok(vm)
+    let pvm = match config.host_kvm {
+        HostKvm::Hardware => None,
+        HostKvm::Pvm => Some(Pvm::enable(
+            kvm,
+            &vm,
+            config.boot_source.kernel_image_path.clone(),
+        )?),
+    };
+    Ok((vm, pvm))
 }
 
 fn guest_cpuid(

@@ -1,7 +1,6 @@
 //! Makes a machine from a snapshot: the same requests to KVM as for a boot, but
 //! nothing is loaded, and its memory comes from a file.
 
-use std::mem;
 use std::sync::Arc;
 
 use guest_agent::protocol::{Name, Restored};
@@ -11,16 +10,15 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::Machine;
 use super::agent_link::AgentLink;
 use super::boot_timer::{BootTimer, Step};
-use super::build::create_vm;
+use super::build::{Parts, create_vm};
 use super::device_states::KNOWN;
 use super::devices::Devices;
 use super::ending::EndSignal;
 use super::error::BuildError;
 use super::take::Progress;
-use crate::config::{BootNonce, HostKvm, HugePages, MachineConfig};
+use crate::config::{BootNonce, HugePages, MachineConfig};
 use crate::kvm;
 use crate::memory::{self, PAGE_SIZE, RestoreMode};
-use crate::pvm::Pvm;
 use crate::snapshot::{Snapshot, working_set};
 use crate::vcpu::{StateSupport, Vcpu};
 
@@ -60,15 +58,7 @@ impl Machine {
         }
         let kvm = kvm::open_checked()?;
         snapshot.check_host(&kvm, options.force)?;
-        let vm = create_vm(&kvm)?;
-        let pvm = match config.host_kvm {
-            HostKvm::Hardware => None,
-            HostKvm::Pvm => Some(Pvm::enable(
-                &kvm,
-                &vm,
-                config.boot_source.kernel_image_path.clone(),
-            )?),
-        };
+        let (vm, pvm) = create_vm(&kvm, config)?;
         timer.stamp(Step::KvmReady);
 
         let mode = match config.machine.huge_pages {
@@ -112,25 +102,20 @@ impl Machine {
         let mut progress = Progress::new(config.clone());
         progress.backing = backing;
         progress.learn_working_set = learn;
-        Ok(Self {
-            vcpus,
-            buses: Arc::new(mem::take(&mut devices.buses)),
-            vsock_subscriber: devices.vsock.take().map(|vsock| Box::new(vsock) as _),
-            devices,
-            end,
-            agent,
-            ready_timeout: config.readiness.map(|readiness| readiness.ready_timeout_ms),
-            timer,
-            sampler: crate::vcpu::Sampler::default(),
-            boot_profile: None,
-            profile_server: None,
-            control: None,
-            pvm,
+        Ok(Self::assemble(
+            Parts {
+                vcpus,
+                devices,
+                end,
+                agent,
+                timer,
+                pvm,
+                vm,
+                kvm,
+                memory,
+            },
             progress,
-            vm,
-            kvm,
-            memory,
-        })
+        ))
     }
 }
 

@@ -563,11 +563,7 @@ proptest! {
 #[test]
 fn queues_go_on_where_they_were() {
     let (mut original, _, memory) = transport();
-    negotiate(&mut original, FEATURES);
-    let (first, second) = queues(&memory);
-    set_queue(&mut original, 0, 16, &first);
-    set_queue(&mut original, 1, 8, &second);
-    set(&mut original, reg::STATUS, READY_TO_GO | status::DRIVER_OK);
+    bring_up(&mut original, &memory);
     let mut state = saved(&mut original);
     let progress = state.progress.as_mut().unwrap();
     progress[1] = QueueProgress {
@@ -585,11 +581,7 @@ fn queues_go_on_where_they_were() {
 #[test]
 fn states_that_no_driver_could_reach_are_refused() {
     let (mut original, _, memory) = transport();
-    negotiate(&mut original, FEATURES);
-    let (first, second) = queues(&memory);
-    set_queue(&mut original, 0, 16, &first);
-    set_queue(&mut original, 1, 8, &second);
-    set(&mut original, reg::STATUS, READY_TO_GO | status::DRIVER_OK);
+    bring_up(&mut original, &memory);
     let state = saved(&mut original);
     let refused = |change: &dyn Fn(&mut TransportState)| {
         let mut state = state.clone();
