@@ -6,9 +6,9 @@
 use std::fmt::Write;
 
 use guest_agent::protocol::{
-    BootConfig, Code, Console, Decoder, Disk, DiskRole, Event, EventKind, Exec, Exit, Failure,
-    Frame, Get, Goodbye, GoodbyeReason, Hello, Info, Init, Limits, Message, Name, Put, Resize,
-    RestartPolicy, Restored, Resumed, Run, Signal, Started, StdinCredit, Subscribe, Target,
+    BootConfig, Clock, Code, Console, Decoder, Disk, DiskRole, Event, EventKind, Exec, Exit,
+    Failure, Frame, Get, Goodbye, GoodbyeReason, Hello, Info, Init, Limits, Message, Name, Put,
+    Resize, RestartPolicy, Restored, Resumed, Run, Signal, Started, StdinCredit, Subscribe, Target,
     Terminal, Usage, VpsDestroy, VpsInfo, VpsNamed, VpsSpec, VpsState, VpsStop,
 };
 use proptest::prelude::*;
@@ -255,6 +255,12 @@ fn messages() -> Vec<(&'static str, Message)> {
         (
             "event-restored",
             machine_event(EventKind::Restored([1; 16])),
+        ),
+        (
+            "clock",
+            Message::Clock(Clock {
+                wall_clock_ns: 1_700_000_000_000_000_000,
+            }),
         ),
     ]
 }

@@ -10,13 +10,15 @@ mod support;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use guest_agent::client::{Client, ClientError, Endpoint, Events};
 use guest_agent::machine::Machine;
-use guest_agent::protocol::{Code, Decoder, EventKind, Failure, Frame, Message, Restored, Resumed};
+use guest_agent::protocol::{
+    Clock, Code, Decoder, EventKind, Failure, Frame, Message, Restored, Resumed,
+};
 use guest_agent::server::{Agent, HostLine, Listener, ServeError, Setup, Ways};
 use support::{LONG, exec};
 
@@ -86,6 +88,8 @@ struct Guest {
     directory: tempfile::TempDir,
     /// What the machine was made.
     assumed: Arc<Mutex<Vec<Restored>>>,
+    /// What its clock was set to.
+    clocks: mpsc::Receiver<u64>,
 }
 
 impl Guest {
@@ -101,6 +105,7 @@ impl Guest {
         let line = Call::accept(&host);
         let assumed = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&assumed);
+        let (set_clock, clocks) = mpsc::channel();
         let ways = Ways {
             dial: Box::new(move || {
                 let socket = UnixStream::connect(&path).map_err(|e| {
@@ -111,6 +116,9 @@ impl Guest {
             assume: Box::new(move |restored| {
                 told.lock().unwrap().push(restored.clone());
                 outcome(restored)
+            }),
+            set_clock: Box::new(move |time| {
+                let _ = set_clock.send(time);
             }),
         };
         let listener = Listener::unix(&directory.path().join("agent.sock")).unwrap();
@@ -137,6 +145,7 @@ impl Guest {
             line,
             directory,
             assumed,
+            clocks,
         }
     }
 
@@ -177,6 +186,20 @@ fn next(events: &mut Events) -> EventKind {
     let event = events.next(Some(LONG)).unwrap();
     assert_eq!(event.name, None);
     event.kind
+}
+
+#[test]
+fn a_guest_that_stood_still_is_told_the_time() {
+    let mut guest = Guest::start();
+    for wall_clock_ns in [5, 9] {
+        let clock = Clock { wall_clock_ns };
+        guest.line.say(0, Message::Clock(clock));
+        assert_eq!(guest.clocks.recv_timeout(LONG), Ok(wall_clock_ns));
+    }
+    // It is no other machine for that.
+    assert_eq!(guest.state(), (false, None));
+    guest.client().power_off().unwrap();
+    guest.end().unwrap();
 }
 
 #[test]

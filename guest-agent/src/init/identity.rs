@@ -3,11 +3,14 @@
 
 use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags, open};
-use rustix::time::{ClockId, clock_settime};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::protocol::{Name, Restored};
 use crate::server::log;
 use crate::sys;
+
+/// How late the host's time may come, at most, in nanoseconds.
+const LATE: u64 = 1_000_000_000;
 
 /// Takes the place of whatever the snapshot was of.
 ///
@@ -32,6 +35,19 @@ pub(super) fn assume(restored: &Restored) -> Result<(), String> {
 pub(super) fn set_name(name: &Name) {
     if let Err(e) = rustix::system::sethostname(name.as_str().as_bytes()) {
         log(&format!("cannot set the host name: {e}"));
+    }
+}
+
+/// Sets the wall clock after the guest stood still. The time comes late, by
+/// what its way from the host took: after a pause that was even shorter the
+/// clock is right enough as it is, and need not go backwards.
+pub(super) fn catch_up(wall_clock_ns: u64) {
+    let now = clock_gettime(ClockId::Realtime);
+    let now_ns = (now.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec as u64);
+    if !(wall_clock_ns..wall_clock_ns.saturating_add(LATE)).contains(&now_ns) {
+        set_clock(wall_clock_ns);
     }
 }
 

@@ -129,6 +129,7 @@ fn ways() -> Ways {
     Ways {
         dial: Box::new(|| sys::vsock_dial(sys::VSOCK_HOST, HOST_PORT)),
         assume: Box::new(identity::assume),
+        set_clock: Box::new(identity::catch_up),
     }
 }
 

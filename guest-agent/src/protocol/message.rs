@@ -8,7 +8,7 @@ use super::name::Name;
 use super::session::{
     Console, Event, Exec, Get, Put, Resize, Run, Signal, Started, StdinCredit, Subscribe,
 };
-use super::snapshot::{Restored, Resumed};
+use super::snapshot::{Clock, Restored, Resumed};
 use super::vps::{Exit, VpsInfo, VpsSpec};
 
 /// First message of both sides.
@@ -229,6 +229,8 @@ messages! {
         Restored(Restored) = 80,
         /// On the agent's call, to the host: the guest is a machine of its own.
         Resumed(Resumed) = 81,
+        /// On the agent's call, from the host: the guest stood still, and this is the time. No answer.
+        Clock(Clock) = 82,
     }
     raw {
         /// In a session: bytes for standard input, or of a file to write.

@@ -24,8 +24,8 @@
 //! thing in its life; that the guest is ready is its [`Hello`] there, whose
 //! secret is the boot's nonce. The agent keeps this connection for its whole
 //! life, and dials again when it is lost. What the host says on it, it says as
-//! the machine itself: nothing to a guest that booted, and [`Restored`] to one
-//! that was [restored](snapshot). The agent may ask there for a sign of life
+//! the machine itself: [`Restored`] to a guest that was [restored](snapshot), and
+//! the time ([`Clock`]) to one that stood still for a while. The agent may ask there for a sign of life
 //! ([`Message::Ping`], answered by [`Message::Done`]), and the last that it
 //! says is a [`Goodbye`], after which the host hangs up, so that the agent
 //! knows that it was heard before it resets the guest.
@@ -51,13 +51,13 @@ pub use session::{
     Console, Event, EventKind, Exec, Get, Put, Resize, Run, Signal, Started, StdinCredit,
     Subscribe, Target, Terminal,
 };
-pub use snapshot::{Restored, Resumed};
+pub use snapshot::{Clock, Restored, Resumed};
 pub use vps::{Exit, Init, Limits, RestartPolicy, Usage, VpsInfo, VpsSpec, VpsState};
 
 /// Major version of the protocol: peers of different majors refuse each other.
 pub const MAJOR: u16 = 1;
 /// Minor version: grows with each compatible addition.
-pub const MINOR: u16 = 1;
+pub const MINOR: u16 = 2;
 
 /// The vsock port that the agent listens on. Below 1024, because only
 /// `CAP_NET_BIND_SERVICE` in the initial user namespace may bind there, so

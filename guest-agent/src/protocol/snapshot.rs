@@ -57,3 +57,14 @@ pub struct Resumed {
     #[cbor(n(0), with = "minicbor::bytes")]
     pub generation: [u8; 16],
 }
+
+/// Tells the agent the time after its guest stood still: for the guest no time
+/// passed, but the wall clock goes on elsewhere. Only believed on the agent's
+/// own call to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Clock {
+    /// The host's wall clock now, in nanoseconds since the Unix epoch.
+    #[n(0)]
+    pub wall_clock_ns: u64,
+}

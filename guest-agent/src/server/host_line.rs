@@ -31,12 +31,17 @@ const GOOD: u64 = 60_000 * MS;
 /// final, and says why the copy must not go on.
 pub type Assume = Box<dyn Fn(&Restored) -> Result<(), String> + Send>;
 
+/// Sets the wall clock, in nanoseconds since the Unix epoch.
+pub type SetClock = Box<dyn Fn(u64) + Send>;
+
 /// What the agent's call needs of the machine that it runs on.
 pub struct Ways {
     /// Begins to dial the host; done when the socket is writable.
     pub dial: Box<dyn Fn() -> Result<OwnedFd, Errno> + Send>,
     /// What to do when the host says that the guest was restored.
     pub assume: Assume,
+    /// What to do when the host says what time it is.
+    pub set_clock: SetClock,
 }
 
 impl fmt::Debug for Ways {
@@ -223,6 +228,7 @@ impl HostLine {
                     Message::Restored(restored) => {
                         return News::Restored(frame.id, Box::new(restored));
                     }
+                    Message::Clock(clock) => (self.ways.set_clock)(clock.wall_clock_ns),
                     // Of a newer host.
                     _ => {}
                 },

@@ -36,7 +36,7 @@ use thiserror::Error;
 use self::connection::{Arrival, Connection, Stage};
 use self::events::EventLog;
 use self::holding::Held;
-pub use self::host_line::{Assume, HostLine, Ways};
+pub use self::host_line::{Assume, HostLine, SetClock, Ways};
 pub use self::listener::Listener;
 use self::poller::{Poller, Token};
 use self::process::Progress;

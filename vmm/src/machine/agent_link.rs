@@ -15,8 +15,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::protocol::{
-    Decoder, Frame, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message, Restored,
-    Resumed,
+    Clock, Decoder, Frame, FrameError, Goodbye, GoodbyeReason, Hello, MAJOR, MINOR, Message,
+    Restored, Resumed,
 };
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::boot_timer::{BootTimer, Step};
 use crate::config::BootNonce;
+use crate::devices::virtio::vsock::HostConnection;
 
 /// Bytes of an unfinished frame that are kept. What an agent says here is far
 /// smaller.
@@ -31,6 +32,9 @@ const MAX_PENDING: usize = 64 << 10;
 
 /// Request identifier of [`Message::Restored`].
 const RESTORED_ID: u32 = 1;
+
+/// Request identifier of [`Message::Clock`], which has no answer.
+const CLOCK_ID: u32 = 0;
 
 /// Why a call is closed.
 #[derive(Debug, Error)]
@@ -70,6 +74,8 @@ struct State {
     /// that it is done.
     restored: Option<Box<Restored>>,
     ready: bool,
+    /// The call on which the agent has said hello last.
+    line: Option<HostConnection>,
     goodbye: Option<GoodbyeReason>,
     refused: Option<String>,
     incompatible: Option<String>,
@@ -119,6 +125,7 @@ impl AgentLink {
             nonce,
             restored,
             ready: false,
+            line: None,
             goodbye: None,
             refused: None,
             incompatible: None,
@@ -174,6 +181,29 @@ impl AgentLink {
         self.state().incompatible.clone()
     }
 
+    /// The agent has said hello on this connection.
+    pub(super) fn is_on(&self, line: HostConnection) {
+        self.state().line = Some(line);
+    }
+
+    /// A connection has ended.
+    pub(super) fn has_left(&self, line: HostConnection) {
+        self.state().line.take_if(|current| *current == line);
+    }
+
+    /// What the time is, to be sent to an agent that has slept, and on which
+    /// connection; none if there is no agent that could hear it. One that is
+    /// to be told that its guest was restored hears the time with that.
+    pub(super) fn tell_time(&self) -> Option<(HostConnection, Vec<u8>)> {
+        let state = self.state();
+        let line = state.line.filter(|_| state.ready)?;
+        let clock = Clock {
+            wall_clock_ns: wall_clock_ns(),
+        };
+        let bytes = Frame::new(CLOCK_ID, Message::Clock(clock)).to_bytes();
+        Some((line, bytes))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -196,6 +226,11 @@ pub struct AgentCall {
 }
 
 impl AgentCall {
+    /// Whether this is the agent: it has said hello.
+    pub fn is_agent(&self) -> bool {
+        self.greeted
+    }
+
     /// Whether the agent has said goodbye. The connection is to be closed then:
     /// this is how the agent learns that it was heard and may reset the guest,
     /// which would otherwise outrun its last packet.
@@ -457,6 +492,31 @@ mod tests {
         // The call goes on as any.
         call.receive(&goodbye()).unwrap();
         assert_eq!(link.goodbye(), Some(GoodbyeReason::Requested));
+    }
+
+    #[test]
+    fn the_time_is_told_where_the_agent_said_hello_last() {
+        let link = restored_link();
+        let lines = [HostConnection(1), HostConnection(2)];
+        assert_eq!(link.tell_time(), None);
+        let mut call = link.call();
+        call.receive(&hello(&NONCE, MAJOR)).unwrap();
+        assert!(call.is_agent());
+        link.is_on(lines[0]);
+        // It is not yet this guest's, and hears the time in any case.
+        assert_eq!(link.tell_time(), None);
+        call.receive(&resumed(1)).unwrap();
+        link.is_on(lines[1]);
+        link.has_left(lines[0]);
+        let before = wall_clock_ns();
+        let (line, bytes) = link.tell_time().unwrap();
+        assert_eq!(line, lines[1]);
+        let Some(Message::Clock(clock)) = message(&bytes) else {
+            panic!("{bytes:?}");
+        };
+        assert!(clock.wall_clock_ns >= before);
+        link.has_left(lines[1]);
+        assert_eq!(link.tell_time(), None);
     }
 
     #[test]

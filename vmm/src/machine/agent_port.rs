@@ -37,21 +37,26 @@ impl HostPort for AgentPort {
         let Some(call) = self.calls.get_mut(&connection) else {
             return;
         };
+        let was_agent = call.is_agent();
         let over = match call.receive(data) {
             Ok(answer) => {
                 out.send(&answer);
+                if call.is_agent() && !was_agent {
+                    self.link.is_on(connection);
+                }
                 call.is_over()
             }
             // The link remembers why.
             Err(_) => true,
         };
         if over {
-            self.calls.remove(&connection);
+            self.on_close(connection);
             out.close();
         }
     }
 
     fn on_close(&mut self, connection: HostConnection) {
         self.calls.remove(&connection);
+        self.link.has_left(connection);
     }
 }

@@ -21,7 +21,7 @@ use crate::devices::serial::{COM1_GSI, COM1_LENGTH, COM1_PORT, SerialConsole};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::mmio::Transport;
-use crate::devices::virtio::vsock::{self, HostPort, Vsock, VsockSubscriber};
+use crate::devices::virtio::vsock::{self, HostPort, Vsock, VsockHandle, VsockSubscriber};
 use crate::kvm::refused;
 use crate::memory::{GuestMemory, layout};
 use crate::vcpu::Buses;
@@ -37,6 +37,8 @@ pub(super) struct Devices {
     pub(super) disks: Vec<(DriveConfig, Arc<Disk>)>,
     /// What drives the vsock device.
     pub(super) vsock: Option<VsockSubscriber>,
+    /// For what the host has to say to the guest on it.
+    pub(super) vsock_handle: Option<VsockHandle>,
     /// Where the kernel finds them.
     pub(super) slots: Vec<VirtioMmioDevice>,
 }
@@ -97,6 +99,7 @@ impl Devices {
             virtio: Vec::new(),
             disks: Vec::new(),
             vsock: None,
+            vsock_handle: None,
             slots: Vec::new(),
         })
     }
@@ -138,6 +141,7 @@ impl Devices {
             ports,
         })?;
         self.vsock = Some(device.subscriber());
+        self.vsock_handle = Some(device.handle());
         self.add_virtio(vm, memory, VSOCK, VSOCK_ID, Box::new(device))
     }
 

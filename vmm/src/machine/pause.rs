@@ -71,6 +71,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Tells the agent what time it is: the guest's wall clock stood still, too.
+    /// A guest without an agent has to find out otherwise.
+    pub(super) fn tell_time(&self) {
+        if let (Some(agent), Some(vsock)) = (&self.agent, &self.devices.vsock_handle)
+            && let Some((line, bytes)) = agent.tell_time()
+        {
+            // If the call has ended meanwhile, the agent makes another one.
+            vsock.send(line, &bytes);
+        }
+    }
+
     /// Starts devices and processors. Every queue is looked at, so that no
     /// notification of before or during a pause is lost.
     ///

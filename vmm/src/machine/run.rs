@@ -246,6 +246,8 @@ impl Run<'_> {
         let duration = pause.duration();
         self.ready_by = self.ready_by.map(|deadline| deadline + duration);
         self.watch_vsock();
+        // Before the guest runs, which then hears it as early as can be.
+        self.machine.tell_time();
         self.processors = Some(self.machine.start()?);
         Ok(duration)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// One connection of the guest's to a [`HostPort`]; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostConnection(pub(super) u64);
+pub struct HostConnection(pub(crate) u64);
 
 /// What a [`HostPort`] does in answer to an event.
 #[derive(Debug, Default)]
