@@ -9,6 +9,7 @@ mod images;
 mod lab;
 mod partition;
 mod pvm;
+mod restore;
 mod run;
 mod snapshot;
 mod vps;

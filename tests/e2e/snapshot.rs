@@ -6,17 +6,22 @@ use std::time::Duration;
 use insula_tests::{Finished, GuestName, Invocation, host, insula, json};
 
 /// A directory for a snapshot on the host of the guests, removed at the end.
-struct Directory(String);
+pub(crate) struct Directory(pub(crate) String);
 
 impl Directory {
-    fn new(stem: &str) -> Self {
+    pub(crate) fn new(stem: &str) -> Self {
         Self(format!("/var/tmp/snapshot-{stem}-{}", std::process::id()))
     }
 
     /// A shell command on the host, in which `$D` is the directory.
-    fn shell(&self, script: &str) -> Finished {
+    pub(crate) fn shell(&self, script: &str) -> Finished {
         let script = format!("D={}; {script}", self.0);
         host("sh").args(["-c", &script]).run()
+    }
+
+    /// The snapshots that were begun for this place and not finished.
+    pub(crate) fn partials(&self) -> String {
+        self.shell("ls -d $D.partial-* 2>/dev/null || true").ok()
     }
 }
 
@@ -26,25 +31,29 @@ impl Drop for Directory {
     }
 }
 
-fn guest(verb: &str) -> Invocation {
+/// Waits until a snapshot has begun in `$D`, for a minute at most.
+pub(crate) const AWAIT_PARTIAL: &str = "n=0; until ls -d $D.partial-* >/dev/null 2>&1 || \
+     [ $n = 3000 ]; do n=$((n+1)); sleep 0.02; done";
+
+pub(crate) fn guest(verb: &str) -> Invocation {
     Invocation::new(insula()).args(["guest", verb])
 }
 
-fn snapshot(guest_name: &GuestName, directory: &Directory, more: &[&str]) -> Finished {
+pub(crate) fn snapshot(guest_name: &GuestName, directory: &Directory, more: &[&str]) -> Finished {
     guest("snapshot")
         .args([guest_name.as_str(), &directory.0])
         .args(more)
         .run()
 }
 
-fn restore(directory: &Directory, clone: &GuestName, more: &[&str]) -> Finished {
+pub(crate) fn restore(directory: &Directory, clone: &GuestName, more: &[&str]) -> Finished {
     guest("restore")
         .args([&directory.0, "--name", clone.as_str()])
         .args(more)
         .run()
 }
 
-fn in_web(guest: &GuestName, script: &str) -> String {
+pub(crate) fn in_web(guest: &GuestName, script: &str) -> String {
     guest
         .vps("exec")
         .args(["web", "--", "sh", "-c", script])
@@ -53,23 +62,32 @@ fn in_web(guest: &GuestName, script: &str) -> String {
 }
 
 /// A guest with a VPS called `web`.
-fn start(stem: &str) -> GuestName {
+pub(crate) fn start(stem: &str) -> GuestName {
     let guest = GuestName::new(stem);
     guest.start(&["--memory", "128M", "--disk", "256M"]).ok();
     guest.vps("create").args(["web"]).run().ok();
     guest
 }
 
-fn state(name: &GuestName) -> String {
+/// What the list of guests says of one.
+pub(crate) fn listed(name: &GuestName) -> serde_json::Value {
     let list = json(&guest("list").args(["--json"]).run().ok());
-    let found = list.as_array().unwrap().iter();
-    let mut found = found.filter(|guest| guest["name"] == name.as_str());
-    found.next().unwrap()["state"].as_str().unwrap().to_owned()
+    let mut all = list.as_array().unwrap().iter();
+    let found = all.find(|guest| guest["name"] == name.as_str());
+    found.unwrap().clone()
+}
+
+fn state(name: &GuestName) -> String {
+    listed(name)["state"].as_str().unwrap().to_owned()
 }
 
 fn uptime(guest: &GuestName) -> f64 {
     let text = in_web(guest, "cat /proc/uptime");
     text.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn seconds(text: &str) -> u64 {
+    text.parse().unwrap()
 }
 
 #[test]
@@ -89,6 +107,11 @@ fn to_a_paused_guest_no_time_passes() {
     let after = uptime(&web);
     assert!(after > before, "it does not go on: {before} {after}");
     assert!(after < before + 60.0, "time passed: {before} {after}");
+    // The rest of the world did not wait.
+    let host_clock = || seconds(&host("date").args(["+%s"]).run().ok());
+    let begun = host_clock();
+    let wall_clock = seconds(&in_web(&web, "date +%s"));
+    assert!((begun - 1..=host_clock() + 1).contains(&wall_clock));
 
     // A paused guest is stopped like any other: it powers off.
     guest("pause").args([web.as_str()]).run().ok();
@@ -172,6 +195,13 @@ fn an_incremental_snapshot_holds_what_changed_and_restores_all() {
         in_web(&clone, "tr -d x < /tmp/x | wc -c; wc -c < /tmp/x"),
         "0\n8000000"
     );
+    // Its memory is in many small mappings of both layers.
+    let memory = memory_of(&clone);
+    assert!(
+        memory["guest"]["rss"].as_u64() > Some(8_000_000),
+        "{memory}"
+    );
+    assert!(memory["vmm"]["rss"].as_u64() < Some(8_000_000), "{memory}");
     let older = GuestName::new("incremental-older");
     restore(&base, &older, &[]).ok();
     assert_eq!(
@@ -234,36 +264,36 @@ fn a_failed_snapshot_leaves_the_old_one_and_the_guest() {
 
     // Killed in the middle: the guest is gone, the old snapshot is not.
     inside.shell("rm $D/../fill").ok();
-    let list = json(&guest("list").args(["--json"]).run().ok());
-    let mut own = list.as_array().unwrap().iter();
-    let pid = own
-        .find(|guest| guest["name"] == original.as_str())
-        .unwrap()["pid"]
-        .to_string();
+    let pid = listed(&original)["pid"].to_string();
     let mut taking = guest("snapshot")
         .args([original.as_str(), &inside.0])
         .spawn();
-    let waited = format!(
-        "n=0; until ls -d $D.partial-* >/dev/null 2>&1 || [ $n = 3000 ]; do n=$((n+1)); sleep 0.02; done; kill -9 {pid}"
-    );
+    let waited = format!("{AWAIT_PARTIAL}; kill -9 {pid}");
     inside.shell(&waited).ok();
     let _ = taking.wait();
     let clone = GuestName::new("full-copy");
-    assert!(!inside.shell("sha256sum $D/state $D/memory").ok().is_empty());
+    assert_eq!(inside.shell("sha256sum $D/state $D/memory").ok(), before);
+    assert!(!inside.partials().is_empty(), "it was not in the middle");
     restore(&inside, &clone, &[]).ok();
     assert_eq!(in_web(&clone, "hostname"), "web");
+    // What the dead process left goes with the next snapshot.
+    snapshot(&clone, &inside, &[]).ok();
+    assert_eq!(inside.partials(), "");
     guest("stop").args(["--kill", clone.as_str()]).run().ok();
     room.shell("umount $D").ok();
+}
+
+fn memory_of(name: &GuestName) -> serde_json::Value {
+    let list = json(&guest("list").args(["--memory", "--json"]).run().ok());
+    let mut all = list.as_array().unwrap().iter();
+    let found = all.find(|guest| guest["name"] == name.as_str());
+    found.unwrap()["memory"].clone()
 }
 
 #[test]
 fn memory_is_told_by_part() {
     let original = start("memory");
-    let list = json(&guest("list").args(["--memory", "--json"]).run().ok());
-    let mut own = list.as_array().unwrap().iter();
-    let memory = &own
-        .find(|guest| guest["name"] == original.as_str())
-        .unwrap()["memory"];
+    let memory = memory_of(&original);
     let pss = |part: &str| memory[part]["pss"].as_u64().unwrap();
     assert_eq!(pss("total"), pss("guest") + pss("vmm"));
     assert!(
@@ -274,10 +304,10 @@ fn memory_is_told_by_part() {
 }
 
 /// A guest that was restored with others.
-struct Clone(String);
+pub(crate) struct Clone(pub(crate) String);
 
 impl Clone {
-    fn shell(&self, vps: &str, script: &str) -> String {
+    pub(crate) fn shell(&self, vps: &str, script: &str) -> String {
         Invocation::new(insula())
             .args([
                 "vps", "exec", "--guest", &self.0, vps, "--", "sh", "-c", script,
@@ -286,7 +316,7 @@ impl Clone {
             .ok()
     }
 
-    fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         json(&guest("status").args([&self.0, "--json"]).run().ok())
     }
 

@@ -21,7 +21,7 @@ use crate::config::{HugePages, MemSize};
 
 pub use dirty::{DirtyBitmap, PAGE_SIZE};
 pub use pages::{Extent, PageSet};
-pub use resident::resident_pages;
+pub use resident::{resident_pages, written_pages};
 pub use restored::{Backing, MemoryFile, RestoreMode, prefetch, restore};
 pub use sparse::DataRuns;
 pub use tracking::DirtyTracking;

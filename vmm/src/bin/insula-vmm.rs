@@ -22,7 +22,7 @@ use vmm::snapshot::Snapshot;
 
 const USAGE: &str = "\
 usage: insula-vmm --dir DIR | --config FILE
-       [--restore SNAPSHOT --hostname NAME [--prefetch] [--force]]
+       [--restore SNAPSHOT --hostname NAME [--prefetch] [--force] [--passing]]
        [--ready-fd N] [--lock-fd N] [--start-ns NANOSECONDS] [--profile FILE]
        [--new-session] [--end-with PID]
        insula-vmm --probe
@@ -34,7 +34,8 @@ pointers of the boot, and writes their counts to FILE as JSON.
 --restore goes on from the snapshot in a directory instead of booting, with the
 paths of the configuration, and tells the guest its new host name; --prefetch
 loads the pages at once that such a guest needs first; --force accepts another
-processor model where that can be safe.
+processor model where that can be safe; --passing says that the snapshot may be
+removed meanwhile, so that no later one builds on it.
 --new-session leaves the starter's session and terminal; --end-with ends with the
 starter's thread, of the process PID.
 --probe says in JSON what kind of KVM the host has.
@@ -168,7 +169,7 @@ fn parse(
     let mut boot_profile = None;
     let mut snapshot = None;
     let mut hostname = None;
-    let (mut prefetch, mut force) = (false, false);
+    let (mut prefetch, mut force, mut passing) = (false, false, false);
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
     while let Some(option) = arguments.next() {
@@ -206,6 +207,7 @@ fn parse(
             }
             "--prefetch" => prefetch = true,
             "--force" => force = true,
+            "--passing" => passing = true,
             "--start-ns" => start_ns = number(&option, &value()?)?,
             other => return Err(format!("unknown option {other}")),
         }
@@ -220,6 +222,7 @@ fn parse(
                 hostname,
                 prefetch,
                 force,
+                passing,
             };
             Some((snapshot, how))
         }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::message::{Answer, AnswerResult, Counts, Done, Failure, Operation, Request, VERSION};
+use super::message::{
+    AddressRange, Answer, AnswerResult, Counts, Done, Failure, Operation, Request, VERSION,
+};
 
 /// Longest answer, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -81,6 +83,17 @@ impl Client {
     pub fn counts(&mut self, patience: Duration) -> Result<Counts, ControlError> {
         match self.ask(Operation::Counts, patience)? {
             AnswerResult::Counts(counts) => Ok(counts),
+            _ => Err(self.malformed("it is about something else".to_owned())),
+        }
+    }
+
+    /// Where the machine's process has the guest's memory.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn memory(&mut self, patience: Duration) -> Result<Vec<AddressRange>, ControlError> {
+        match self.ask(Operation::Memory, patience)? {
+            AnswerResult::Memory(ranges) => Ok(ranges),
             _ => Err(self.malformed("it is about something else".to_owned())),
         }
     }

@@ -28,6 +28,8 @@ pub enum Operation {
     Status,
     /// What has been counted of it.
     Counts,
+    /// Where its process has the guest's memory.
+    Memory,
     /// Stop its processors and devices where they are. Pausing a machine that
     /// is paused changes nothing.
     Pause,
@@ -73,6 +75,17 @@ pub enum AnswerResult {
     Error(Failure),
     /// What was asked for.
     Counts(Counts),
+    /// Where the guest's memory is, in the machine's process.
+    Memory(Vec<AddressRange>),
+}
+
+/// Addresses of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRange {
+    /// The first.
+    pub start: u64,
+    /// The first behind it.
+    pub end: u64,
 }
 
 /// What has been counted of a machine since its process started.
@@ -148,6 +161,14 @@ impl Answer {
         Self {
             version: VERSION,
             result: AnswerResult::Counts(counts),
+        }
+    }
+
+    /// Where the guest's memory is.
+    pub fn memory(ranges: Vec<AddressRange>) -> Self {
+        Self {
+            version: VERSION,
+            result: AnswerResult::Memory(ranges),
         }
     }
 
@@ -246,6 +267,9 @@ mod tests {
         let text = serde_json::to_string(&done).unwrap();
         assert_eq!(text, r#"{"version":1,"done":{"state":"paused"}}"#);
         assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), done);
+        let range = AddressRange { start: 1, end: 2 };
+        let text = serde_json::to_string(&Answer::memory(vec![range])).unwrap();
+        assert_eq!(text, r#"{"version":1,"memory":[{"start":1,"end":2}]}"#);
         let error = Answer::error(FailureKind::NoSpace, "full");
         let text = serde_json::to_string(&error).unwrap();
         assert_eq!(

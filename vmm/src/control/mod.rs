@@ -16,7 +16,7 @@ mod server;
 
 pub use client::{Client, ControlError};
 pub use message::{
-    Answer, AnswerResult, Counts, Done, Failure, FailureKind, MachineState, Operation, Request,
-    SnapshotWritten, VERSION,
+    AddressRange, Answer, AnswerResult, Counts, Done, Failure, FailureKind, MachineState,
+    Operation, Request, SnapshotWritten, VERSION,
 };
-pub use server::{Incoming, Server};
+pub use server::{Incoming, Server, Waiting};

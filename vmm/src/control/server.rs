@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::message::{Answer, FailureKind, Operation, Request};
 
@@ -32,6 +33,29 @@ impl Incoming {
     /// so it has left many of them unread.
     pub fn answer(self, answer: &Answer) {
         send(&self.client, answer);
+    }
+
+    /// Whether the client still waits, to be asked from elsewhere.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub fn waiting(&self) -> io::Result<Waiting> {
+        self.client.try_clone().map(Waiting)
+    }
+}
+
+/// A client that may go away before its operation is done.
+#[derive(Debug)]
+pub struct Waiting(UnixStream);
+
+impl Waiting {
+    /// Whether it is still there: one that has only said all that it will say
+    /// is.
+    pub fn goes_on(&self) -> bool {
+        // Told without being asked for.
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        let asked = poll(&mut fds, Some(&Timespec::default()));
+        asked.is_err() || !fds[0].revents().contains(PollFlags::HUP)
     }
 }
 
@@ -185,5 +209,27 @@ impl Drop for Server {
     fn drop(&mut self) {
         // The directory goes with the guest in any case.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_has_gone_does_not_wait() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let order = Incoming {
+            operation: Operation::Status,
+            client: theirs,
+        };
+        let waiting = order.waiting().unwrap();
+        assert!(waiting.goes_on());
+        // As `nc` does: it has said all, and waits.
+        ours.write_all(b"x").unwrap();
+        ours.shutdown(Shutdown::Write).unwrap();
+        assert!(waiting.goes_on());
+        drop(ours);
+        assert!(!waiting.goes_on());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::error::GuestError;
 use super::rundir::GuestDir;
 use super::usage;
-use crate::control::{Client, ControlError, Counts, Done, Operation};
+use crate::control::{AddressRange, Client, ControlError, Counts, Done, Operation};
 
 /// How long the machine process may take to pause or to go on.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,6 +37,16 @@ impl GuestDir {
     pub fn counts(&self) -> Result<Counts, GuestError> {
         Client::connect(&self.control_path())
             .and_then(|mut machine| machine.counts(ASKING_PATIENCE))
+            .map_err(|source| self.refused(source))
+    }
+
+    /// Where the machine process has the guest's memory.
+    ///
+    /// # Errors
+    /// [`GuestError::Control`].
+    pub(super) fn memory_mappings(&self) -> Result<Vec<AddressRange>, GuestError> {
+        Client::connect(&self.control_path())
+            .and_then(|mut machine| machine.memory(ASKING_PATIENCE))
             .map_err(|source| self.refused(source))
     }
 

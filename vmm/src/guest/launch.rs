@@ -368,6 +368,7 @@ fn record(spec: &GuestSpec) -> GuestRecord {
             })
             .collect(),
         machine_root: spec.machine_root.as_ref().map(Name::to_string),
+        huge_pages: false,
         ephemeral: spec.ephemeral,
         started_at: SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -1,8 +1,10 @@
 //! What a guest costs the host in memory, from `/proc/PID/smaps`.
 //!
-//! The mappings of guest memory are those of at least [`GUEST_LEAST`] bytes
-//! that are private and anonymous, or a snapshot's memory file; everything
-//! else is the machine process itself: program, stacks, heap.
+//! The machine process says where it has the guest's memory; everything else
+//! is the process itself: program, stacks, heap. One that does not say, since
+//! it is about to start or hangs, is judged by its mappings: those of a
+//! snapshot's memory file, and private, anonymous ones of at least
+//! [`GUEST_LEAST`] bytes.
 
 use std::fs;
 use std::io;
@@ -13,9 +15,10 @@ use serde::Serialize;
 
 use super::error::GuestError;
 use super::rundir::GuestDir;
+use crate::control::AddressRange;
 
-/// Guests have more memory than this, and the process has no other mapping of
-/// that size: in bytes.
+/// The largest mapping of the process that is none of guest memory is smaller,
+/// in bytes.
 const GUEST_LEAST: u64 = 8 << 20;
 
 /// Memory of a process, or of a part of it, in bytes.
@@ -32,6 +35,8 @@ pub struct MemoryUse {
     pub shared: u64,
     /// What was swapped out.
     pub swap: u64,
+    /// Of what it has in memory, the part in transparent huge pages.
+    pub huge: u64,
 }
 
 impl AddAssign for MemoryUse {
@@ -41,6 +46,7 @@ impl AddAssign for MemoryUse {
         self.private += other.private;
         self.shared += other.shared;
         self.swap += other.swap;
+        self.huge += other.huge;
     }
 }
 
@@ -66,8 +72,9 @@ impl GuestDir {
             return Ok(None);
         };
         let path = format!("/proc/{pid}/smaps");
+        let guest = self.memory_mappings().ok();
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(parse(&text))),
+            Ok(text) => Ok(Some(parse(&text, guest.as_deref()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(GuestError::io(
                 "read the memory of the machine process,",
@@ -79,13 +86,17 @@ impl GuestDir {
 }
 
 /// Sums up what `smaps` says (`Documentation/filesystems/proc.rst`): for each
-/// mapping a line with its range, then lines of names and kibibytes.
-fn parse(smaps: &str) -> GuestMemoryUse {
+/// mapping a line with its range, then lines of names and kibibytes. `guest` is
+/// where the guest's memory is, if that is known.
+fn parse(smaps: &str, guest: Option<&[AddressRange]>) -> GuestMemoryUse {
     let mut sums = GuestMemoryUse::default();
     let mut is_guest = false;
     for line in smaps.lines() {
         if let Some(mapping) = Mapping::parse(line) {
-            is_guest = mapping.is_guest();
+            is_guest = match guest {
+                Some(ranges) => ranges.iter().any(|range| mapping.touches(range)),
+                None => mapping.looks_like_guest(),
+            };
             continue;
         }
         let mut words = line.split_ascii_whitespace();
@@ -101,6 +112,7 @@ fn parse(smaps: &str) -> GuestMemoryUse {
             "Private_Clean:" | "Private_Dirty:" => part.private = bytes,
             "Shared_Clean:" | "Shared_Dirty:" => part.shared = bytes,
             "Swap:" => part.swap = bytes,
+            "AnonHugePages:" => part.huge = bytes,
             _ => continue,
         }
         sums.total += part;
@@ -114,7 +126,8 @@ fn parse(smaps: &str) -> GuestMemoryUse {
 }
 
 struct Mapping<'a> {
-    length: u64,
+    start: u64,
+    end: u64,
     is_private: bool,
     name: &'a str,
 }
@@ -128,15 +141,21 @@ impl<'a> Mapping<'a> {
         let mut fields = rest.split_ascii_whitespace();
         let permissions = fields.next()?;
         Some(Self {
-            length: number(end)?.checked_sub(number(start)?)?,
+            start: number(start)?,
+            end: number(end)?,
             is_private: permissions.contains('p') && permissions.starts_with("rw"),
             name: fields.nth(3).unwrap_or_default(),
         })
     }
 
-    fn is_guest(&self) -> bool {
+    fn touches(&self, range: &AddressRange) -> bool {
+        self.start < range.end && range.start < self.end
+    }
+
+    fn looks_like_guest(&self) -> bool {
         let is_snapshot = self.name.ends_with("/memory");
-        self.is_private && (is_snapshot || self.name.is_empty() && self.length >= GUEST_LEAST)
+        let is_large = self.end.saturating_sub(self.start) >= GUEST_LEAST;
+        self.is_private && (is_snapshot || self.name.is_empty() && is_large)
     }
 }
 
@@ -167,16 +186,31 @@ Private_Dirty:         4 kB
 Rss:                 100 kB
 Pss:                 100 kB
 Private_Dirty:       100 kB
+AnonHugePages:        64 kB
 ";
 
     #[test]
-    fn guest_and_process_are_told_apart() {
-        let sums = parse(SMAPS);
+    fn what_the_process_says_counts_however_small_it_is() {
+        // One change of a snapshot, and none of the others.
+        let small = AddressRange {
+            start: 0x7f00_1000_0000,
+            end: 0x7f00_1002_1000,
+        };
+        let sums = parse(SMAPS, Some(&[small]));
+        assert_eq!(sums.guest.rss, 4 << 10);
+        let none = parse(SMAPS, Some(&[]));
+        assert_eq!((none.guest.rss, none.vmm), (0, none.total));
+    }
+
+    #[test]
+    fn guest_and_process_are_told_apart_by_their_looks() {
+        let sums = parse(SMAPS, None);
         let kib = |kib: u64| kib * 1024;
         assert_eq!(sums.guest.pss, kib(10_240 + 100));
         assert_eq!(sums.guest.private, kib(4096 + 100));
         assert_eq!(sums.guest.shared, kib(16_384));
         assert_eq!(sums.guest.swap, kib(8));
+        assert_eq!(sums.guest.huge, kib(64));
         assert_eq!(sums.vmm.pss, kib(404));
         assert_eq!(sums.vmm.rss, kib(804));
         assert_eq!(sums.total.pss, sums.guest.pss + sums.vmm.pss);
@@ -185,7 +219,7 @@ Private_Dirty:       100 kB
     #[test]
     fn this_process_adds_up() {
         let text = fs::read_to_string("/proc/self/smaps").unwrap();
-        let sums = parse(&text);
+        let sums = parse(&text, None);
         assert!(sums.vmm.rss > 0);
         assert_eq!(sums.total.rss, sums.total.private + sums.total.shared);
     }

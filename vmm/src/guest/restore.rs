@@ -43,6 +43,9 @@ pub struct RestoreSpec {
     pub huge_pages: bool,
     /// Accept another processor model where that can be safe.
     pub force: bool,
+    /// The snapshot may be removed while the guest runs: no later one is a
+    /// change of it.
+    pub passing: bool,
     /// Whether the guest ends with the *thread* that started it, and its
     /// [`Guest`] stops it when dropped.
     pub ephemeral: bool,
@@ -77,6 +80,7 @@ pub(super) fn restore(
     ];
     arguments.extend(spec.prefetch.then(|| "--prefetch".into()));
     arguments.extend(spec.force.then(|| "--force".into()));
+    arguments.extend(spec.passing.then(|| "--passing".into()));
     let process = ProcessOptions {
         ephemeral: spec.ephemeral,
         arguments,
@@ -156,6 +160,7 @@ fn record(config: &MachineConfig, snapshot: &Snapshot, spec: &RestoreSpec) -> Gu
         memory_bytes: config.machine.mem_size_mib.bytes(),
         templates: kept.as_ref().map_or_else(Vec::new, |r| r.templates.clone()),
         machine_root: kept.and_then(|record| record.machine_root),
+        huge_pages: spec.huge_pages,
         ephemeral: spec.ephemeral,
         started_at: SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -72,6 +72,9 @@ pub struct GuestRecord {
     pub templates: Vec<String>,
     /// The template that is the machine's own root, of a microVM.
     pub machine_root: Option<String>,
+    /// Whether its memory was asked to be in huge pages, when it was restored.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// Whether it ends with who started it.
     pub ephemeral: bool,
     /// When it was started: seconds since the Unix epoch.

@@ -26,6 +26,8 @@ use std::sync::mpsc::Receiver;
 
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::mmap::GuestRegionMmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use self::agent_link::AgentLink;
 use self::boot_timer::BootTimer;
@@ -35,7 +37,7 @@ use self::profiling::ProfileServer;
 use self::take::Progress;
 use crate::config::ReadyTimeout;
 use crate::control;
-use crate::memory::GuestMemory;
+use crate::memory::{DirtyBitmap, GuestMemory};
 use crate::pvm::Pvm;
 use crate::vcpu::{Buses, Sampler, Vcpu};
 
@@ -97,6 +99,16 @@ impl Machine {
     pub fn serve_control(&mut self, path: &Path) -> io::Result<()> {
         self.control = Some(control::Server::bind(path)?);
         Ok(())
+    }
+
+    /// Where this process has the guest's memory.
+    fn memory_mappings(&self) -> Vec<control::AddressRange> {
+        let range = |region: &GuestRegionMmap<DirtyBitmap>| {
+            let start = region.as_ptr() as u64;
+            let end = start + region.len();
+            control::AddressRange { start, end }
+        };
+        self.memory.iter().map(range).collect()
     }
 
     /// The last lines of the guest's console, at most `lines`.

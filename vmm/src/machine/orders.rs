@@ -69,6 +69,10 @@ impl Orders {
                     order.answer(&Answer::counts(run.counts()));
                     continue;
                 }
+                Operation::Memory => {
+                    order.answer(&Answer::memory(run.machine.memory_mappings()));
+                    continue;
+                }
                 Operation::Resume => run.resume().map(drop),
                 Operation::Snapshot { .. } => {
                     self.snapshot(order, run)?;
@@ -164,6 +168,8 @@ impl Orders {
         resume_on_failure: bool,
     ) -> Result<(), BuildError> {
         let finished = Arc::clone(&self.finished);
+        // Without descriptors for that, it is finished in any case.
+        let waiting = order.waiting().ok();
         let (sender, outcome) = channel();
         let thread = Builder::new().name("snapshot".to_owned()).spawn(move || {
             // Dropped last, so that whoever is woken finds the outcome, or
@@ -171,7 +177,8 @@ impl Orders {
             let _wake = WakeOnDrop(finished);
             let sender = sender;
             // Nobody waits for it when the process is ending.
-            let _ = sender.send(unfinished.finish());
+            let is_wanted = || waiting.is_none_or(|client| client.goes_on());
+            let _ = sender.send(unfinished.finish(is_wanted));
         });
         match thread {
             Ok(_) => {
@@ -242,7 +249,7 @@ fn done_in(run: &Run<'_>, snapshot: Option<SnapshotWritten>) -> Answer {
 
 fn refusal(error: &TakeError) -> Answer {
     let kind = match error {
-        TakeError::NoParent => FailureKind::NoParent,
+        TakeError::NoParent | TakeError::OtherParent(_) => FailureKind::NoParent,
         TakeError::Relative(_) => FailureKind::BadRequest,
         TakeError::Snapshot(SnapshotError::NoRoom { .. }) => FailureKind::NoSpace,
         _ => FailureKind::Failed,

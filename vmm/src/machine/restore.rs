@@ -32,6 +32,9 @@ pub struct RestoreOptions {
     pub prefetch: bool,
     /// Accept another processor model where that can be safe.
     pub force: bool,
+    /// The snapshot may be removed while the machine runs: no later one is a
+    /// change of it.
+    pub passing: bool,
 }
 
 impl Machine {
@@ -101,6 +104,9 @@ impl Machine {
 
         let mut progress = Progress::new(config.clone());
         progress.backing = backing;
+        // Memory in huge pages is not the file's in the first place.
+        progress.origin =
+            (mode == RestoreMode::OnDemand && !options.passing).then(|| snapshot.dir().to_owned());
         progress.learn_working_set = learn;
         Ok(Self::assemble(
             Parts {

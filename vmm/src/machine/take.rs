@@ -1,5 +1,7 @@
 //! Takes snapshots of a machine that stands still.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -7,10 +9,10 @@ use thiserror::Error;
 use super::Machine;
 use crate::config::MachineConfig;
 use crate::kvm::KvmError;
-use crate::memory::{Backing, DirtyTracking, MemoryError};
+use crate::memory::{Backing, DirtyTracking, MemoryError, written_pages};
 use crate::snapshot::{
-    MemoryToSave, SavedMachine, SnapshotError, SnapshotRef, SnapshotWriter, Taken, VmState,
-    record_working_set,
+    MemoryToSave, SavedMachine, Snapshot, SnapshotError, SnapshotRef, SnapshotWriter, Taken,
+    VmState, record_working_set,
 };
 use crate::vcpu::state::msrs_to_save;
 use crate::vcpu::{StateSupport, VcpuStateError};
@@ -21,6 +23,9 @@ pub(super) struct Progress {
     pub(super) config: MachineConfig,
     /// What memory was restored from.
     pub(super) backing: Backing,
+    /// The directory of the snapshot that the backing is of, if a later one may
+    /// be a change of that: its pages are mapped from there.
+    pub(super) origin: Option<PathBuf>,
     /// Where to note what a guest of this snapshot needs first.
     pub(super) learn_working_set: Option<PathBuf>,
     tracking: Option<DirtyTracking>,
@@ -33,6 +38,7 @@ impl Progress {
         Self {
             config,
             backing: Backing::default(),
+            origin: None,
             learn_working_set: None,
             tracking: None,
             last: None,
@@ -49,6 +55,18 @@ pub(super) enum TakeError {
          one first"
     )]
     NoParent,
+    /// What it could be a change of is there no more.
+    #[error(
+        "the snapshot that this guest was restored from is not in {} any more, so that no \
+         incremental one can build on it: take a full one first", .0.display()
+    )]
+    OtherParent(PathBuf),
+    /// What the guest wrote is not known.
+    #[error(
+        "cannot find out which pages the guest wrote since it was restored: {0}; take a full \
+             snapshot"
+    )]
+    Written(#[source] io::Error),
     /// The directory is no absolute path.
     #[error("{} is no absolute path", .0.display())]
     Relative(PathBuf),
@@ -66,7 +84,7 @@ pub(super) enum TakeError {
     Memory(#[from] MemoryError),
     /// A disk's descriptor.
     #[error("cannot copy a disk: {0}")]
-    Disk(#[source] std::io::Error),
+    Disk(#[source] io::Error),
 }
 
 /// A snapshot of which all that the machine could still change is saved.
@@ -77,9 +95,10 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Puts the snapshot in its place. The machine may run meanwhile.
-    pub(super) fn finish(self) -> Result<Taken, SnapshotError> {
-        self.writer.finish(self.machine)
+    /// Puts the snapshot in its place, if it `is_wanted` still. The machine may
+    /// run meanwhile.
+    pub(super) fn finish(self, is_wanted: impl FnOnce() -> bool) -> Result<Taken, SnapshotError> {
+        self.writer.finish(self.machine, is_wanted)
     }
 }
 
@@ -99,6 +118,7 @@ impl Machine {
         if let Some(tracking) = &mut progress.tracking {
             tracking.collect(&self.vm, &self.memory)?;
         }
+        let since_restore;
         let save = match (incremental, &progress.tracking, &progress.last) {
             (false, ..) => MemoryToSave::All {
                 backing: &progress.backing,
@@ -107,7 +127,15 @@ impl Machine {
                 changed: tracking.changed(),
                 parent,
             },
-            (true, ..) => return Err(TakeError::NoParent),
+            (true, ..) => {
+                let parent = origin(progress)?;
+                let changed = written_pages(&self.memory).map_err(TakeError::Written)?;
+                since_restore = (changed, parent);
+                MemoryToSave::Changes {
+                    changed: &since_restore.0,
+                    parent: &since_restore.1,
+                }
+            }
         };
         let mut writer = SnapshotWriter::create(directory, &self.memory, save)?;
         for (drive, disk) in &self.devices.disks {
@@ -169,4 +197,23 @@ impl Machine {
             boot: self.timer.spans(),
         })
     }
+}
+
+/// The snapshot that the machine was restored from, if it is there still.
+fn origin(progress: &Progress) -> Result<SnapshotRef, TakeError> {
+    let dir = progress.origin.as_ref().ok_or(TakeError::NoParent)?;
+    let snapshot = Snapshot::open(dir)?;
+    let files = |backing: &Backing| {
+        let layers = backing.0.iter();
+        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        layers
+            .map(|layer| layer.file.metadata().map(identity))
+            .collect::<io::Result<Vec<_>>>()
+    };
+    let now = files(&snapshot.backing()).map_err(TakeError::Written)?;
+    let mapped = files(&progress.backing).map_err(TakeError::Written)?;
+    if now != mapped {
+        return Err(TakeError::OtherParent(dir.clone()));
+    }
+    Ok(snapshot.as_parent())
 }

@@ -37,6 +37,15 @@ pub enum SnapshotError {
         /// What the system said.
         source: io::Error,
     },
+    /// Whoever asked for it went away before it was complete.
+    #[error(
+        "the snapshot {path} was given up: whoever asked for it is gone; what was there before \
+         is there still", path = path.display()
+    )]
+    Unwanted {
+        /// Where it would have been.
+        path: PathBuf,
+    },
     /// The directory has something else in it.
     #[error(
         "{path} is there and is no snapshot: name another directory, or remove it",

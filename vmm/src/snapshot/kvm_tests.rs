@@ -10,7 +10,9 @@ use crate::boot::{EntryPoint, long_mode};
 use crate::config::{HugePages, MemSize};
 use crate::kvm::{self, KvmError};
 use crate::machine::boot_timer::Spans;
-use crate::memory::{self, Backing, DirtyTracking, GuestMemory, PAGE_SIZE, RestoreMode, layout};
+use crate::memory::{
+    self, Backing, DirtyTracking, GuestMemory, PAGE_SIZE, RestoreMode, layout, written_pages,
+};
 use crate::vcpu::state::msrs_to_save;
 use crate::vcpu::{StateSupport, Vcpu, VcpuState, cpuid};
 
@@ -158,7 +160,7 @@ fn a_guest_goes_on_exactly_where_it_stopped() {
     };
     let writer = SnapshotWriter::create(&full, &guest.memory, save).unwrap();
     let saved = guest.saved(&kvm);
-    let taken = writer.finish(saved.clone()).unwrap();
+    let taken = writer.finish(saved.clone(), || true).unwrap();
     // Page tables, code, counter.
     assert!(taken.memory_bytes <= 8 * PAGE_SIZE, "{taken:?}");
 
@@ -183,7 +185,7 @@ fn a_guest_goes_on_exactly_where_it_stopped() {
     };
     SnapshotWriter::create(&change, &guest.memory, save)
         .unwrap()
-        .finish(guest.saved(&kvm))
+        .finish(guest.saved(&kvm), || true)
         .unwrap();
     tracking.forget();
     tracking.collect(&guest.vm, &guest.memory).unwrap();
@@ -210,6 +212,13 @@ fn a_guest_goes_on_exactly_where_it_stopped() {
         assert_eq!(guest.counter(), start);
         guest.count(1000);
         assert_eq!(guest.counter(), start + 1000);
+        if mode == RestoreMode::OnDemand {
+            let written = written_pages(&guest.memory).unwrap();
+            assert!(written.contains(COUNTER.0 / PAGE_SIZE));
+            // The code was run, and not written.
+            assert!(!written.contains(ENTRY.0 / PAGE_SIZE));
+            assert!(written.count() < 16, "{}", written.count());
+        }
         let clock = |state: &VmState| state.clock.0.clock;
         let now = VmState::save(&guest.vm).unwrap();
         assert!(clock(&now) > clock(&snapshot.state().vm));

@@ -21,7 +21,7 @@ use crate::memory::{Backing, GuestMemory, MemoryFile, RestoreMode, restore};
 /// Bytes of the largest state file that is looked at.
 const MOST_STATE: u64 = 64 << 20;
 /// Snapshots that may lie below another.
-const MOST_LAYERS: usize = 32;
+pub(super) const MOST_LAYERS: usize = 32;
 
 /// A snapshot whose files are what they were when it was taken.
 #[derive(Debug)]

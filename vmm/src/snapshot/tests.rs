@@ -49,7 +49,7 @@ fn all() -> MemoryToSave<'static> {
 fn take(dir: &Path, memory: &GuestMemory) -> Taken {
     SnapshotWriter::create(dir, memory, all())
         .unwrap()
-        .finish(machine())
+        .finish(machine(), || true)
         .unwrap()
 }
 
@@ -67,7 +67,7 @@ fn take_changes(
         changed: &changed,
         parent,
     };
-    SnapshotWriter::create(dir, memory, save)?.finish(machine())
+    SnapshotWriter::create(dir, memory, save)?.finish(machine(), || true)
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -103,6 +103,22 @@ fn a_snapshot_is_restored() {
     put(&restored, 3, 1);
     let (other, _) = snapshot.restore_memory(RestoreMode::OnDemand).unwrap();
     assert_eq!(get(&other, 3), 9);
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_replaces_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("snap");
+    let taken = take(&dir, &memory(1));
+    let given_up = SnapshotWriter::create(&dir, &memory(2), all())
+        .unwrap()
+        .finish(machine(), || false);
+    assert!(
+        matches!(given_up, Err(SnapshotError::Unwanted { .. })),
+        "{given_up:?}"
+    );
+    assert_eq!(names(root.path()), ["snap"]);
+    assert_eq!(Snapshot::open(&dir).unwrap().as_parent(), taken.snapshot);
 }
 
 #[test]
@@ -209,7 +225,7 @@ fn a_full_snapshot_of_a_restored_machine_stands_alone() {
     let save = MemoryToSave::All { backing: &backing };
     let taken = SnapshotWriter::create(&at("whole"), &restored, save)
         .unwrap()
-        .finish(machine())
+        .finish(machine(), || true)
         .unwrap();
     assert_eq!(taken.memory_bytes, 2 * PAGE_SIZE);
     fs::remove_dir_all(at("base")).unwrap();
@@ -240,7 +256,7 @@ fn disks_are_copied_or_must_stay() {
         .note_disk("root", &template, &open(&template))
         .unwrap();
     writer.copy_disk("data", &open(&data)).unwrap();
-    writer.finish(machine()).unwrap();
+    writer.finish(machine(), || true).unwrap();
     open(&data).write_all_at(&[0; 10], 0).unwrap();
 
     let snapshot = Snapshot::open(&dir).unwrap();

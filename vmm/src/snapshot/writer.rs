@@ -13,7 +13,7 @@ use super::directory::{PartialDir, sync_dir};
 use super::disk_copy::copy_disk;
 use super::error::SnapshotError;
 use super::files::{DISKS, MEMORY, STATE};
-use super::load::Snapshot;
+use super::load::{MOST_LAYERS, Snapshot};
 use super::stamp::{Stamp, identity};
 use super::state::{DeviceState, DiskFile, MachineState, MemoryLayer, Parent, SnapshotId, unix_ns};
 use super::vm::VmState;
@@ -182,12 +182,17 @@ impl SnapshotWriter {
     }
 
     /// Writes the state, and puts the snapshot in its place, on disk when this
-    /// returns. The machine may run again meanwhile.
+    /// returns. The machine may run again meanwhile. It is only put there if
+    /// it `is_wanted` still when all is written, which takes long.
     ///
     /// # Errors
-    /// [`SnapshotError::NoRoom`] or [`SnapshotError::Io`]; what was there is
-    /// there still.
-    pub fn finish(mut self, machine: SavedMachine) -> Result<Taken, SnapshotError> {
+    /// [`SnapshotError::NoRoom`], [`SnapshotError::Io`] or
+    /// [`SnapshotError::Unwanted`]; what was there is there still.
+    pub fn finish(
+        mut self,
+        machine: SavedMachine,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<Taken, SnapshotError> {
         let dir = self.dir.path().to_owned();
         let mut files = vec![open_synced(&dir.join(MEMORY))?];
         for disk in &mut self.disks {
@@ -226,6 +231,9 @@ impl SnapshotWriter {
         Stamp::settle(&identities);
         Stamp::new(&bytes, identities).put(&dir);
         let target = self.dir.target().to_owned();
+        if !is_wanted() {
+            return Err(SnapshotError::Unwanted { path: target });
+        }
         self.dir.commit()?;
         Ok(Taken {
             snapshot: SnapshotRef {
@@ -278,7 +286,16 @@ fn check_parent(parent: &SnapshotRef, target: &Path) -> Result<(), SnapshotError
             found: found.id(),
         });
     }
+    let mut layers = 0;
     while let Some(snapshot) = layer {
+        layers += 1;
+        if layers > MOST_LAYERS {
+            // It could be taken, and never be opened again.
+            return Err(SnapshotError::TooManyLayers {
+                path: target.to_owned(),
+                limit: MOST_LAYERS,
+            });
+        }
         if fs::canonicalize(snapshot.dir()).is_ok_and(|dir| dir == target) {
             return Err(SnapshotError::ReplacesParent {
                 path: target.to_owned(),

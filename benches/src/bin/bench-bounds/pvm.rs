@@ -102,6 +102,7 @@ fn restored_first_request(guest: &Guest) -> Result<u64> {
         prefetch: false,
         huge_pages: false,
         force: false,
+        passing: false,
         ephemeral: true,
     };
     let name: Name = format!("bounds-{}-copy", std::process::id())

@@ -11,7 +11,9 @@ use guest_agent::protocol::Name;
 use serde::Serialize;
 use serde_json::json;
 use vmm::control::Done;
-use vmm::guest::{Ended, GuestDir, GuestError, GuestState, GuestStatus, RunRoot, Size, StartKind};
+use vmm::guest::{
+    Ended, GuestDir, GuestError, GuestRecord, GuestState, GuestStatus, RunRoot, Size, StartKind,
+};
 
 use crate::agent::sweep;
 use crate::cli::{GuestCommand, On, StartOptions};
@@ -169,7 +171,7 @@ fn list(output: &Output) -> Outcome {
                 guest.name.clone(),
                 state,
                 record.map_or_else(String::new, |r| r.vcpus.to_string()),
-                record.map_or_else(String::new, |r| Size::new(r.memory_bytes).to_string()),
+                record.map_or_else(String::new, memory),
                 record.map_or_else(String::new, |r| since(r.started_at)),
                 record.map_or_else(String::new, |r| r.templates.join(" ")),
                 guest.pid.map_or_else(String::new, |pid| pid.to_string()),
@@ -177,6 +179,16 @@ fn list(output: &Output) -> Outcome {
         }
         table.to_string()
     })
+}
+
+/// A guest's memory, and in what pages it is where that was chosen.
+fn memory(record: &GuestRecord) -> String {
+    let size = Size::new(record.memory_bytes);
+    if record.huge_pages {
+        format!("{size} (huge pages)")
+    } else {
+        size.to_string()
+    }
 }
 
 /// How long ago that was, in the largest unit that fits.
@@ -316,6 +328,9 @@ fn status(name: &Name, output: &Output) -> Outcome {
             StartKind::Restored => "restored from a snapshot",
         };
         lines.push(format!("  start      {how}"));
+    }
+    if status.record.is_some_and(|record| record.huge_pages) {
+        lines.push("  pages      huge ones, where the host has them".to_owned());
     }
     if let Some(info) = info {
         lines.push(format!(

@@ -70,6 +70,7 @@ pub(crate) fn restore(options: &RestoreOptions, place: Place, output: &Output) -
         prefetch: options.prefetch,
         huge_pages: options.huge_pages,
         force: options.force,
+        passing: false,
         ephemeral: false,
     };
     let interrupt = Interrupt::catch()?;

@@ -165,8 +165,8 @@ pub(crate) struct TakeOptions {
     /// The directory to make; a snapshot that is there already is replaced
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
-    /// Write only what changed since this guest's last snapshot, which must
-    /// stay where it is
+    /// Write only what changed since this guest's last snapshot, or since the
+    /// one that it was restored from, which must stay where it is
     #[arg(long)]
     pub(crate) incremental: bool,
     /// End the guest with it: nothing happens in it any more that is not in

@@ -71,6 +71,8 @@ impl<'a> WarmStart<'a> {
             snapshot,
             hostname: spec.hostname.clone(),
             ephemeral: spec.ephemeral,
+            // The cache may drop it at any time.
+            passing: true,
             ..RestoreSpec::default()
         };
         let reservation = RunRoot::for_user()?.reserve(name)?;
