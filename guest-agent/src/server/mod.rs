@@ -5,6 +5,7 @@
 //! reaped before their output is looked at, because a process in a VPS that
 //! was not reaped keeps the whole VPS from ending.
 
+mod callers;
 mod connection;
 pub(crate) mod console;
 mod control;
@@ -33,7 +34,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use self::connection::{Arrival, Connection, Stage};
+use self::connection::{Connection, Stage};
 use self::events::EventLog;
 use self::holding::Held;
 pub use self::host_line::{Assume, HostLine, SetClock, Ways};
@@ -43,17 +44,13 @@ use self::process::Progress;
 use self::suspension::{Step, Suspension};
 use self::timers::{Due, MS, Timers, now};
 use crate::machine::{Machine, MachineRoot, SessionCgroup};
-use crate::protocol::{CHUNK, Failure, Message, Name};
+use crate::protocol::{Failure, Message, Name};
 use crate::supervisor::Supervisor;
 use crate::sys;
 
 pub(crate) use self::connection::failure;
 pub(crate) use self::control::hello;
 
-/// Connections at once; more callers wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 1024;
-/// How long a caller may take to say hello, and to hang up when all is said.
-const PATIENCE: u64 = 10_000 * MS;
 /// How long output may come after a process's end, while others keep it open.
 const GRACE: u64 = 200 * MS;
 /// How long VPSs may take to stop when the agent ends.
@@ -303,184 +300,6 @@ impl Agent {
                 self.apply_effects();
             }
         }
-    }
-
-    /// Watches the listeners while there is room for callers.
-    fn listen(&mut self) {
-        let open = self.connections.len() < MAX_CONNECTIONS && self.ending.is_none();
-        let wanted = if open {
-            EventFlags::IN
-        } else {
-            EventFlags::empty()
-        };
-        for ((listener, registered), index) in self.listeners.iter_mut().zip(0..) {
-            let token = Token::Listener(index);
-            if let Err(e) = self.poller.set(&listener.fd, token, registered, wanted) {
-                log(&format!("cannot watch a listener: {e}"));
-            }
-        }
-    }
-
-    fn accept(&mut self, index: u32) {
-        let Some((listener, _)) = self.listeners.get(index as usize) else {
-            return;
-        };
-        match listener.accept() {
-            Ok(Some((socket, secret))) => {
-                let id = self.next_connection;
-                self.next_connection = id.wrapping_add(1).max(1);
-                let mut connection = Connection::new(id, socket, secret);
-                self.limit(&mut connection);
-                self.settle(connection);
-            }
-            Ok(None) => {}
-            Err(e) => log(&format!("cannot accept a connection: {e}")),
-        }
-        self.listen();
-    }
-
-    fn on_socket(&mut self, id: u32, flags: EventFlags) {
-        let Some(mut connection) = self.connections.remove(&id) else {
-            return;
-        };
-        let readable = EventFlags::IN | EventFlags::HUP | EventFlags::ERR;
-        if flags.intersects(readable) {
-            self.scratch.resize(CHUNK, 0);
-            let arrival = connection.receive(&mut self.scratch);
-            if arrival == Arrival::Gone || !self.take_frames(&mut connection) {
-                self.drop_connection(connection);
-                return;
-            }
-        }
-        self.settle(connection);
-        self.apply_effects();
-        self.carry_out();
-    }
-
-    /// Handles all whole frames; false when the connection is to be dropped.
-    fn take_frames(&mut self, connection: &mut Connection) -> bool {
-        loop {
-            match connection.decoder.next_frame() {
-                Ok(None) => return true,
-                Ok(Some(frame)) => {
-                    if !self.take_frame(connection, frame) {
-                        return false;
-                    }
-                }
-                Err((id, error)) => {
-                    if !control::refuse_frame(connection, id, &error) {
-                        return false;
-                    }
-                }
-            }
-        }
-    }
-
-    fn on_stream(&mut self, id: u32, which: u8) {
-        let Some(mut connection) = self.connections.remove(&id) else {
-            return;
-        };
-        if let Stage::Process(process) = &mut connection.stage {
-            let (session, outbox) = (connection.session, &mut connection.outbox);
-            if which == process::STDIN {
-                process.pour(session, outbox);
-            } else {
-                self.scratch.resize(CHUNK, 0);
-                process.drain(which, session, &mut self.scratch, outbox);
-            }
-        }
-        self.settle(connection);
-    }
-
-    /// Gives a connection only so much time to say hello, or to hang up.
-    fn limit(&mut self, connection: &mut Connection) {
-        self.unlimit(connection);
-        let deadline = now() + PATIENCE;
-        self.timers.set(deadline, Due::Closing(connection.id));
-        connection.deadline = Some(deadline);
-    }
-
-    /// Nothing wakes the agent, or a copy of it, for what is over.
-    fn unlimit(&mut self, connection: &mut Connection) {
-        if let Some(deadline) = connection.deadline.take() {
-            self.timers.clear(deadline, Due::Closing(connection.id));
-        }
-    }
-
-    /// Brings a connection up to date after anything happened to it, and puts
-    /// it (back) into the table, or lets it go.
-    fn settle(&mut self, mut connection: Connection) {
-        self.advance(&mut connection);
-        if !matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing) {
-            self.unlimit(&mut connection);
-        }
-        if connection.outbox.len() > 0 {
-            match connection.outbox.flush(&connection.socket) {
-                // A peer that has hung up may still have sent something
-                // before; without one nothing is lost.
-                Err(Errno::PIPE | Errno::CONNRESET) | Ok(()) => {}
-                Err(e) => {
-                    log(&format!("connection {} failed: {e}", connection.id));
-                    self.drop_connection(connection);
-                    return;
-                }
-            }
-            // There is room again: what waits behind comes by itself, since
-            // its descriptors are watched from now on.
-        }
-        if let Err(e) = self.watch(&mut connection) {
-            log(&format!("cannot watch connection {}: {e}", connection.id));
-            self.drop_connection(connection);
-            return;
-        }
-        self.connections.insert(connection.id, connection);
-    }
-
-    /// Watches what a connection waits for.
-    fn watch(&self, connection: &mut Connection) -> Result<(), Errno> {
-        let id = connection.id;
-        let mut wanted = connection.wanted();
-        let more = match &connection.stage {
-            Stage::Reading(_) => true,
-            Stage::Console(name, position) => self.console_has(name, *position),
-            Stage::Events(next) => self.events.at(*next).is_some(),
-            _ => false,
-        };
-        if more {
-            // The file, the console or the log is always ready; the socket says when.
-            wanted |= EventFlags::OUT;
-        }
-        if let Stage::Process(process) = &mut connection.stage {
-            for which in [process::STDIN, process::STDOUT, process::STDERR] {
-                let wanted = process.wanted(which, &connection.outbox);
-                if let Some(stream) = &mut process.streams[usize::from(which)] {
-                    let token = Token::Stream(id, which);
-                    self.poller
-                        .set(&stream.fd, token, &mut stream.registered, wanted)?;
-                }
-            }
-        }
-        let token = Token::Socket(id);
-        self.poller.set(
-            &connection.socket,
-            token,
-            &mut connection.registered,
-            wanted,
-        )
-    }
-
-    /// Lets a connection go, and what lives for it.
-    fn drop_connection(&mut self, mut connection: Connection) {
-        self.unlimit(&mut connection);
-        if let Stage::Process(process) = &connection.stage {
-            process.hang_up();
-            if let (Some(name), Ok(supervisor)) = (&process.init_of, &mut self.supervisor) {
-                supervisor.abandon(name);
-            }
-        }
-        drop(connection);
-        self.listen();
-        self.apply_effects();
     }
 
     fn expire(&mut self, due: Due) {
