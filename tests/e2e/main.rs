@@ -4,6 +4,7 @@
 
 mod boot;
 mod compare;
+mod elf;
 mod faults;
 mod images;
 mod lab;
@@ -12,5 +13,6 @@ mod pvm;
 mod restore;
 mod run;
 mod snapshot;
+mod vector;
 mod vps;
 mod warm;

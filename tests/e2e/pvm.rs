@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use insula_tests::{Finished, GuestName, Invocation, insula, json, kvm_kind};
 
+use crate::{elf, vector};
+
 /// Whether there is something to test, said past the test runner's capture.
 fn is_pvm_host(test: &str) -> bool {
     let kind = kvm_kind();
@@ -95,6 +97,21 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
     let exec = vps(&guest, &["exec", "web", "--", "sh", "-c", script]);
     assert_eq!((exec.code(), &*exec.stdout), (7, "web\n0\n"), "{exec}");
 
+    // Programs use all of the processor, whatever the guest's kernel is told.
+    if is_x86_feature_detected!("avx") {
+        for name in ["web", "db"] {
+            put_vector_program(&guest, name);
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| vps(&guest, &["exec", "db", "--", "/vector", "x"]).ok());
+            vps(
+                &guest,
+                &["exec", "web", "--", "sh", "-c", TWO_VECTOR_PROGRAMS],
+            )
+            .ok();
+        });
+    }
+
     let neighbour = state(&guest, "db");
     vps(&guest, &["exec", "web", "--", "reboot"]);
     let web = (0..300).find_map(|_| {
@@ -125,6 +142,13 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
     let exec = vps(&copy, &["exec", "web", "--", "hostname"]);
     assert_eq!((exec.code(), &*exec.stdout), (0, "web\n"), "{exec}");
     assert_eq!(state(&copy, "web")["boot_count"], 2);
+    if is_x86_feature_detected!("avx") {
+        vps(
+            &copy,
+            &["exec", "web", "--", "sh", "-c", TWO_VECTOR_PROGRAMS],
+        )
+        .ok();
+    }
     let restored = number(&listed(&copy), "emulated_instructions");
     assert!(
         restored < boot,
@@ -144,14 +168,59 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
 }
 
 #[test]
+fn on_a_pvm_host_programs_live_on_two_processors() {
+    if !is_pvm_host("several processors on PVM") {
+        return;
+    }
+    let guest = GuestName::on("pvm", "pvm-two");
+    on_pvm(&["guest", "start", guest.as_str(), "--vcpus", "2"])
+        .args(["--memory", "192M"])
+        .run()
+        .ok();
+    vps(&guest, &["create", "web"]).ok();
+    let script = "for i in $(seq 20); do \
+            out=$(sh -c 'ls -l /bin | sort | tail -n 1; exit 7'); \
+            echo $? ${out:+said}; \
+        done";
+    let ran = vps(&guest, &["exec", "web", "--", "sh", "-c", script]);
+    assert_eq!(
+        (ran.code(), &*ran.stdout),
+        (0, &*"7 said\n".repeat(20)),
+        "{ran}"
+    );
+    if is_x86_feature_detected!("avx") {
+        put_vector_program(&guest, "web");
+        let script = "/vector a & one=$!; /vector b & two=$!; /vector c & three=$!; \
+            wait $one && wait $two && wait $three";
+        vps(&guest, &["exec", "web", "--", "sh", "-c", script]).ok();
+    }
+    on_pvm(&["guest", "stop", "--kill", guest.as_str()])
+        .run()
+        .ok();
+}
+
+/// Two that would see each other's registers.
+const TWO_VECTOR_PROGRAMS: &str = "/vector y & /vector z; it=$?; wait $! && exit $it";
+
+/// Puts the program `/vector` into a VPS.
+fn put_vector_program(guest: &GuestName, name: &str) {
+    let script = "cat > /vector && chmod +x /vector";
+    on_pvm(&["vps", "exec", "--guest", guest.as_str(), name, "--"])
+        .args(["sh", "-c", script])
+        .stdin(vector::program())
+        .run()
+        .ok();
+}
+
+#[test]
 fn on_a_pvm_host_an_instruction_that_nobody_repairs_ends_its_guest_alone() {
     if !is_pvm_host("refused instructions on PVM") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("vmlinux");
-    // xrstor [rsi]
-    std::fs::write(&kernel, kernel_of(&[0x0f, 0xae, 0x2e])).unwrap();
+    // xrstors [rsi]
+    std::fs::write(&kernel, elf::executable(0x100_0000, &[0x0f, 0xc7, 0x1e])).unwrap();
     let map = "ffffffff81000000 T startup_64\nffffffff81001000 T _etext\n";
     std::fs::write(dir.path().join("System.map"), map).unwrap();
     let guest = GuestName::on("pvm", "refused");
@@ -161,8 +230,8 @@ fn on_a_pvm_host_an_instruction_that_nobody_repairs_ends_its_guest_alone() {
         .fails(
             22,
             &[
-                "`xrstor",
-                "0f ae 2e",
+                "`xrstors",
+                "0f c7 1e",
                 "0x1000000",
                 "startup_64",
                 "kernel's code is emulated here",
@@ -185,36 +254,4 @@ fn on_hardware_is_refused_on_a_pvm_host_with_the_way_out() {
         .args(["--on", "hardware", "guest", "start", guest.as_str()])
         .run()
         .fails(1, &["PVM", "--on pvm", "--on lab"]);
-}
-
-/// An ELF kernel of a few instructions, linked at 16 MiB.
-fn kernel_of(code: &[u8]) -> Vec<u8> {
-    const ADDRESS: u64 = 0x100_0000;
-    let mut elf = Vec::new();
-    elf.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    // An executable for x86-64.
-    for half in [2u16, 62] {
-        elf.extend_from_slice(&half.to_le_bytes());
-    }
-    elf.extend_from_slice(&1u32.to_le_bytes());
-    // Entry, program headers, section headers.
-    for word in [ADDRESS, 64, 0] {
-        elf.extend_from_slice(&word.to_le_bytes());
-    }
-    elf.extend_from_slice(&0u32.to_le_bytes());
-    // Sizes and numbers of headers.
-    for half in [64u16, 56, 1, 64, 0, 0] {
-        elf.extend_from_slice(&half.to_le_bytes());
-    }
-    // A loaded segment that can be executed.
-    for half in [1u32, 5] {
-        elf.extend_from_slice(&half.to_le_bytes());
-    }
-    let size = code.len() as u64;
-    for word in [0x1000, ADDRESS, ADDRESS, size, size, 0x1000] {
-        elf.extend_from_slice(&u64::to_le_bytes(word));
-    }
-    elf.resize(0x1000, 0);
-    elf.extend_from_slice(code);
-    elf
 }

@@ -38,6 +38,21 @@ pub(super) enum Work {
         /// Their linear address.
         address: u64,
     },
+    /// `xsave`, `xsave64`.
+    SaveState(StateArea),
+    /// `xrstor`, `xrstor64`.
+    RestoreState(StateArea),
+    /// `xgetbv`.
+    ReadFeatures,
+}
+
+/// Where the extended state is saved to or restored from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StateArea {
+    /// Its linear address.
+    pub(super) address: u64,
+    /// Whether pointers of the x87 unit have 64 bits in it.
+    pub(super) is_wide: bool,
 }
 
 /// Where an operand comes from.
@@ -63,6 +78,7 @@ pub(super) struct Decoded {
 pub(super) fn decode(bytes: &[u8], regs: &kvm_regs, sregs: &kvm_sregs) -> Option<Decoded> {
     let instruction = parse(bytes, regs.rip, sregs)?;
     let address = |operand| linear_address(&instruction, operand, regs, sregs);
+    let area = |is_wide| address(0).map(|address| StateArea { address, is_wide });
     let work = match instruction.code() {
         Code::Int3 => Some(Work::Breakpoint),
         Code::Wait => Some(Work::Wait),
@@ -80,6 +96,11 @@ pub(super) fn decode(bytes: &[u8], regs: &kvm_regs, sregs: &kvm_sregs) -> Option
         Code::Cmpxchg16b_m128 if instruction.memory_size() == MemorySize::UInt128 => {
             address(0).map(|address| Work::CompareExchange16 { address })
         }
+        Code::Xsave_mem => area(false).map(Work::SaveState),
+        Code::Xsave64_mem => area(true).map(Work::SaveState),
+        Code::Xrstor_mem => area(false).map(Work::RestoreState),
+        Code::Xrstor64_mem => area(true).map(Work::RestoreState),
+        Code::Xgetbv => Some(Work::ReadFeatures),
         _ => None,
     };
     Some(Decoded {
@@ -300,6 +321,26 @@ mod tests {
             work(&[0x48, 0x0f, 0xc7, 0x0d, 8, 0, 0, 0]),
             exchange(0x7010)
         );
+        // xsave [rdi]; xsave64 [rdi + 0x40]; xrstor [rdi]; xrstor64 [rdi]; xgetbv.
+        let area = |address, is_wide| StateArea { address, is_wide };
+        for (bytes, expected) in [
+            (
+                &[0x0f, 0xae, 0x27][..],
+                Work::SaveState(area(0x9000, false)),
+            ),
+            (
+                &[0x48, 0x0f, 0xae, 0x67, 0x40],
+                Work::SaveState(area(0x9040, true)),
+            ),
+            (&[0x0f, 0xae, 0x2f], Work::RestoreState(area(0x9000, false))),
+            (
+                &[0x48, 0x0f, 0xae, 0x2f],
+                Work::RestoreState(area(0x9000, true)),
+            ),
+            (&[0x0f, 0x01, 0xd0], Work::ReadFeatures),
+        ] {
+            assert_eq!(work(bytes), Some(expected), "{bytes:x?}");
+        }
     }
 
     #[test]
@@ -308,7 +349,10 @@ mod tests {
             &[0xcd, 3][..],                  // int 3
             &[0x0f, 0xc7, 0x0f],             // cmpxchg8b [rdi]
             &[0xf3, 0x0f, 0xbc, 0xc1],       // tzcnt eax, ecx
-            &[0x0f, 0xae, 0x2f],             // xrstor [rdi]
+            &[0x0f, 0xae, 0x37],             // xsaveopt [rdi]
+            &[0x48, 0x0f, 0xc7, 0x27],       // xsavec64 [rdi]
+            &[0x0f, 0xc7, 0x1f],             // xrstors [rdi]
+            &[0x0f, 0xae, 0xef],             // lfence
             &[0xf0, 0xf3, 0x0f, 0xb8, 0xc1], // lock popcnt: no instruction
             &[0xf3, 0x0f],                   // half of one
             &[0x48, 0x0f, 0xc7, 0xc9],       // cmpxchg16b of a register
@@ -323,8 +367,8 @@ mod tests {
 
     #[test]
     fn an_instruction_has_a_name() {
-        let name = text(&[0x0f, 0xae, 0x2f], 0x7000, &long_mode()).unwrap();
-        assert!(name.starts_with("xrstor"), "{name}");
+        let name = text(&[0x0f, 0xc7, 0x1f], 0x7000, &long_mode()).unwrap();
+        assert!(name.starts_with("xrstors"), "{name}");
         assert_eq!(text(&[0x06], 0x7000, &long_mode()), None);
     }
 

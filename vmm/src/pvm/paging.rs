@@ -199,6 +199,27 @@ impl<'a> PageTables<'a> {
             .map(|_| ())
     }
 
+    /// Where the `length` bytes at `address` lie, page by page; or why one of
+    /// these pages cannot be accessed, and its first byte that was wanted.
+    pub(super) fn span(
+        &self,
+        address: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<Vec<(GuestAddress, usize)>, (WalkError, u64)> {
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < length {
+            let at = address.wrapping_add(done as u64);
+            let page_left = 0x1000 - (at & 0xfff) as usize;
+            let count = page_left.min(length - done);
+            let place = self.translate(at, access).map_err(|error| (error, at))?;
+            pieces.push((place, count));
+            done += count;
+        }
+        Ok(pieces)
+    }
+
     /// Reads `bytes` at `address`, which may cross pages.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), WalkError> {
         let mut address = address;

@@ -12,19 +12,15 @@ use kvm_ioctls::{SyncReg, VcpuFd};
 
 use super::atomic;
 use super::counts::Counts;
+use super::exception::{Done, Exception, fault};
+use super::extended::ExtendedState;
 use super::instruction::{self, Decoded, MAX_LENGTH, Source, Work};
 use super::paging::{Access, PageTables, WalkError};
 use super::syscall::{self, Entry, FRAME_SIZE, Frame, GATE_SIZE};
+use super::xsave::Layout;
 use crate::guest::Symbols;
 use crate::memory::GuestMemory;
 use crate::vcpu::{ExitRepair, Refusal, Repair};
-
-/// Vectors of exceptions (Intel SDM volume 3, 6.3).
-const BREAKPOINT: u8 = 3;
-const NO_DEVICE: u8 = 7;
-const PROTECTION: u8 = 13;
-const PAGE_FAULT: u8 = 14;
-const X87: u8 = 16;
 
 const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
 const CR0_TASK_SWITCHED: u64 = 1 << 3;
@@ -42,6 +38,7 @@ pub(super) struct PvmRepair {
     memory: GuestMemory,
     kernel: PathBuf,
     counts: Arc<Counts>,
+    layout: Layout,
     entry: Entry,
     /// Where the breakpoint is: the first instruction of the guest's handler
     /// of page faults.
@@ -50,41 +47,13 @@ pub(super) struct PvmRepair {
     is_stepping: bool,
 }
 
-/// An exception that the guest gets instead of an instruction's result.
-#[derive(Debug, Clone, Copy)]
-struct Exception {
-    vector: u8,
-    error_code: Option<u32>,
-    /// CR2, for a page fault.
-    address: Option<u64>,
-}
-
-impl Exception {
-    const fn plain(vector: u8) -> Self {
-        Self {
-            vector,
-            error_code: None,
-            address: None,
-        }
-    }
-}
-
-/// How the attempt at an instruction ended.
-enum Done {
-    /// It is over; a trap may follow.
-    Completed(Option<Exception>),
-    /// It caused this fault.
-    Faulted(Exception),
-    /// It cannot be carried out.
-    Not(&'static str),
-}
-
 impl PvmRepair {
     pub(super) fn new(memory: GuestMemory, kernel: PathBuf, counts: Arc<Counts>) -> Self {
         Self {
             memory,
             kernel,
             counts,
+            layout: Layout::of_host(),
             entry: Entry::default(),
             handler: None,
             is_stepping: false,
@@ -179,16 +148,25 @@ impl PvmRepair {
     /// Carries out what the emulator refused.
     fn carry_out(&self, work: Work, regs: &mut kvm_regs, sregs: &kvm_sregs, vcpu: &VcpuFd) -> Done {
         let tables = PageTables::new(&self.memory, sregs, regs.rflags);
+        let extended = ExtendedState {
+            memory: &self.memory,
+            layout: &self.layout,
+            vcpu,
+            sregs,
+        };
         match work {
-            Work::Breakpoint => Done::Completed(Some(Exception::plain(BREAKPOINT))),
+            Work::SaveState(area) => extended.save(area, regs),
+            Work::RestoreState(area) => extended.restore(area, regs),
+            Work::ReadFeatures => extended.read_features(regs),
+            Work::Breakpoint => Done::Completed(Some(Exception::BREAKPOINT)),
             Work::Wait => {
                 let waits = CR0_MONITOR_COPROCESSOR | CR0_TASK_SWITCHED;
                 if sregs.cr0 & waits == waits {
-                    return Done::Faulted(Exception::plain(NO_DEVICE));
+                    return Done::Faulted(Exception::NO_DEVICE);
                 }
                 match vcpu.get_fpu() {
                     Ok(fpu) if fpu.fsw & !fpu.fcw & X87_EXCEPTIONS != 0 => {
-                        Done::Faulted(Exception::plain(X87))
+                        Done::Faulted(Exception::X87)
                     }
                     Ok(_) => Done::Completed(None),
                     Err(_) => Done::Not("the x87 state cannot be read"),
@@ -366,24 +344,6 @@ impl ExitRepair for PvmRepair {
         let (_, sregs) = registers(vcpu);
         let followed = self.follow_handler(vcpu, &sregs);
         resumed(followed, "set a breakpoint for its system calls")
-    }
-}
-
-/// The fault that an access of data causes.
-fn fault(error: WalkError, address: u64) -> Done {
-    match error {
-        WalkError::PageFault(code) => Done::Faulted(Exception {
-            vector: PAGE_FAULT,
-            error_code: Some(code),
-            address: Some(address),
-        }),
-        WalkError::NotCanonical => Done::Faulted(Exception {
-            vector: PROTECTION,
-            error_code: Some(0),
-            address: None,
-        }),
-        WalkError::NoMemory => Done::Not("its operand is not in memory"),
-        WalkError::NotLongMode => Done::Not("it is not in 64-bit code"),
     }
 }
 
