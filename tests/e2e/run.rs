@@ -79,3 +79,16 @@ impl ArgRun for Invocation {
         self.args(["run"]).args(args).run()
     }
 }
+
+#[test]
+fn two_machines_from_one_warm_start_have_booted_apart() {
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let boot_id = ["cat", "/proc/sys/kernel/random/boot_id"];
+        let run = ["run", "--model", "microvm", "--"];
+        seen.push(Invocation::new(insula()).args(run).args(boot_id).run().ok());
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "they share an identity: {seen:?}");
+}

@@ -132,6 +132,12 @@ fn clones_go_on_and_are_machines_of_their_own() {
                 (n=0; while true; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done) \
                 > /dev/null 2>&1 < /dev/null &";
     in_web(&original, work);
+    // As systemd does when there is none yet.
+    in_web(
+        &original,
+        "tr -d - < /run/host/container-uuid > /etc/machine-id",
+    );
+    let identity = "cat /proc/sys/kernel/random/boot_id /run/host/container-uuid /etc/machine-id";
     snapshot(&original, &directory, &[]).ok();
     let count = |guest: &GuestName| in_web(guest, "cat /tmp/count").parse::<u64>().unwrap_or(0);
     let at_snapshot = count(&original);
@@ -149,6 +155,12 @@ fn clones_go_on_and_are_machines_of_their_own() {
         let status = clone.status();
         assert_eq!(status["start"], "restored", "{status}");
         seen.push(clone.shell("web", "cat /proc/sys/kernel/random/uuid"));
+        let own = clone.shell("web", identity);
+        let [_, uuid, machine_id] = own.lines().collect::<Vec<_>>()[..] else {
+            panic!("{own}");
+        };
+        assert_eq!(uuid.replace('-', ""), machine_id);
+        seen.extend(own.lines().map(str::to_owned));
         seen.push(clone.shell("web", "head -c 16 /dev/urandom | od -An -tx1"));
         seen.push(clone.cid());
         // Its process goes on from where it was.
@@ -161,6 +173,7 @@ fn clones_go_on_and_are_machines_of_their_own() {
         );
     }
     seen.push(in_web(&original, "cat /proc/sys/kernel/random/uuid"));
+    seen.extend(in_web(&original, identity).lines().map(str::to_owned));
     let all = seen.len();
     seen.sort();
     seen.dedup();

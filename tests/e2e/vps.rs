@@ -47,6 +47,15 @@ fn each_looks_like_a_machine_of_its_own() {
         "root inside is root outside: {web}"
     );
 
+    let boot_id = "cat /proc/sys/kernel/random/boot_id";
+    assert_ne!(inside("web", boot_id), inside("db", boot_id));
+    // Root there cannot write it, nor does it keep others from having a /proc
+    // of their own.
+    let nested = "unshare -Urpfm sh -c 'mount -t proc none /proc && echo mounted'";
+    let overwrite = "echo x > /proc/sys/kernel/random/boot_id || echo refused";
+    let script = format!("{nested}; ({overwrite}) 2>/dev/null");
+    assert_eq!(inside("web", &script), "mounted\nrefused");
+
     inside("web", "echo mine > /root/file && sleep 1000 & sleep 0.2");
     assert_eq!(inside("db", "ls /root"), "");
     assert!(
@@ -76,6 +85,11 @@ fn a_reboot_from_inside_comes_back_and_a_halt_stays_down() {
         let cat = ["web", "--", "cat", "/root/note"];
         guest.vps("exec").args(cat).run().ok()
     };
+    let boot_id = || {
+        let cat = ["web", "--", "cat", "/proc/sys/kernel/random/boot_id"];
+        guest.vps("exec").args(cat).run().ok()
+    };
+    let first_boot = boot_id();
     let neighbour_uptime = uptime("db");
     guest
         .vps("exec")
@@ -91,6 +105,7 @@ fn a_reboot_from_inside_comes_back_and_a_halt_stays_down() {
     });
     assert_eq!(web["last_exit"], "reboot", "{web}");
     assert_eq!(note(), "kept");
+    assert_ne!(boot_id(), first_boot);
 
     guest.vps("exec").args(["web", "--", "poweroff"]).run();
     eventually("web is down", || {

@@ -5,6 +5,7 @@ use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 
+use crate::machine::renew_boot_id;
 use crate::protocol::{Name, Restored};
 use crate::server::log;
 use crate::sys;
@@ -28,6 +29,11 @@ pub(super) fn assume(restored: &Restored) -> Result<(), String> {
         .map_err(|e| format!("cannot give this copy of a guest random numbers of its own: {e}"))?;
     set_clock(restored.wall_clock_ns);
     set_name(&restored.hostname);
+    if let Err(e) = renew_boot_id() {
+        log(&format!(
+            "cannot give this copy a boot identity of its own: {e}"
+        ));
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Processes outside of all VPSs: on the host that the agent serves, or in
 //! the root of a microVM.
 
+mod boot_id;
 mod cgroup;
 mod overlay;
 mod spawn;
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::protocol::Failure;
 
+pub(crate) use boot_id::renew as renew_boot_id;
 pub use cgroup::SessionCgroup;
 pub use overlay::MachineOverlay;
 pub use spawn::{Place, spawn};

@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-    unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, unmount,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitId, WaitIdOptions, chdir, pivot_root, waitid};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::MachineRoot;
+use super::{MachineRoot, boot_id};
 use crate::protocol::{Code, Failure};
 use crate::sys;
+use crate::vps::identity::KERNEL_BOOT_ID;
 
 /// Where the root is put together, in the agent's own file system.
 const STAGE: &str = "/run/machine";
@@ -173,6 +174,15 @@ impl MachineOverlay {
         mount_bind_recursive("/dev", &place("dev")?).map_err(at("bind /dev"))?;
         let free = MountFlags::NOSUID | MountFlags::NODEV;
         mount("run", &place("run")?, "tmpfs", free, c"mode=755").map_err(at("mount /run"))?;
+        // The kernel lets user namespaces mount a /proc of their own only if
+        // there is one that nothing covers.
+        mount("proc", &place("run/host/proc")?, "proc", guarded, none)
+            .map_err(at("mount a second /proc"))?;
+        let boot_id = root.join("proc").join(KERNEL_BOOT_ID);
+        boot_id::make()
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            .and_then(|()| mount_bind(boot_id::FILE, &boot_id))
+            .map_err(at("give it a boot identity"))?;
         mount("tmp", &place("tmp")?, "tmpfs", free, c"mode=1777").map_err(at("mount /tmp"))?;
         // Not all templates have it; nobody else makes it.
         let shm = root.join("dev/shm");

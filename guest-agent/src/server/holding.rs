@@ -296,6 +296,11 @@ impl Agent {
                 self.failed = Some(why);
                 return;
             }
+            if let Ok(supervisor) = &mut self.supervisor {
+                for complaint in supervisor.renew_identities() {
+                    log(&complaint);
+                }
+            }
             self.todo.extend(self.suspension.restored());
             self.carry_out();
             self.tell(EventKind::Restored(generation));

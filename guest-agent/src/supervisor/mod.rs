@@ -236,6 +236,26 @@ impl Supervisor {
         }
     }
 
+    /// Gives all VPSs identities of their own: this guest is a copy of another
+    /// one. Nothing may run in them meanwhile. Returns complaints.
+    pub(crate) fn renew_identities(&mut self) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let names: Vec<Name> = self.records.keys().cloned().collect();
+        for name in names {
+            let Some(record) = self.records.get_mut(&name) else {
+                continue;
+            };
+            let renewed = self.engine.renew(&mut record.vps, record.running.as_ref());
+            if let Err(e) = renewed {
+                complaints.push(format!(
+                    "VPS {name} has an identity of the guest that this one is a copy of: {e}"
+                ));
+            }
+            self.remember(&name);
+        }
+        complaints
+    }
+
     /// Starts all VPSs that are to start with the guest; returns complaints.
     pub(crate) fn autostart(&mut self) -> Vec<String> {
         let names: Vec<Name> = self

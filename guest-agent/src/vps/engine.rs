@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::cgroup::Cgroups;
 use super::files::Files;
+use super::identity::{self, Identity};
 use super::idmap::{Allocator, IdRange};
 use super::{Error, Freezer, Process, mounts, seccomp};
 use crate::protocol::{Terminal, Usage, VpsSpec};
@@ -38,7 +39,8 @@ pub struct Vps {
     pub spec: VpsSpec,
     /// Its IDs.
     pub ids: IdRange,
-    /// Its identity for its init (`container_uuid`), fixed for life.
+    /// Its identity for its init (`container_uuid`), fixed for life; a copy of
+    /// it in another guest [gets](Engine::renew) another one.
     pub uuid: [u8; 16],
 }
 
@@ -49,16 +51,7 @@ impl Vps {
 
     /// The identity as systemd writes it.
     pub(super) fn uuid_text(&self) -> String {
-        let hex = format!("{:032x}", u128::from_be_bytes(self.uuid));
-        let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default().to_owned();
-        [
-            part(0, 8),
-            part(8, 12),
-            part(12, 16),
-            part(16, 20),
-            part(20, 32),
-        ]
-        .join("-")
+        Identity(self.uuid).text()
     }
 }
 
@@ -93,6 +86,8 @@ pub struct Running {
     pub started_at_ns: u64,
     /// Its devpts instance, from which terminals for sessions come.
     pub(super) terminals: OwnedFd,
+    /// What it sees as `/run/host`.
+    pub(super) host: OwnedFd,
 }
 
 /// Partitions the kernel.
@@ -154,10 +149,10 @@ impl Engine {
     /// # Errors
     /// No ID range is left, or its directory exists or can't be made.
     pub fn create(&mut self, spec: VpsSpec) -> Result<Vps, Error> {
-        let mut uuid = [0; 16];
-        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(
-            Error::system("draw an identity for VPS", spec.name.as_str()),
-        )?;
+        let Identity(uuid) = Identity::draw().map_err(Error::system(
+            "draw an identity for VPS",
+            spec.name.as_str(),
+        ))?;
         let vps = Vps {
             spec,
             ids: self.ids.allocate()?,
@@ -181,6 +176,33 @@ impl Engine {
             files.open(vps.name())?;
         }
         self.ids.reserve(vps.ids)
+    }
+
+    /// Makes a VPS of this guest, which is a copy of another one, a machine of
+    /// its own: with another identity, and if it is `running` with another one
+    /// of its boot. Nothing may run in it meanwhile. The identity is in `vps`
+    /// whatever else fails, and should be remembered.
+    ///
+    /// # Errors
+    /// The kernel's, with the VPS's name.
+    pub(crate) fn renew(&self, vps: &mut Vps, running: Option<&Running>) -> Result<(), Error> {
+        let name = vps.name().to_owned();
+        let error = |op| Error::system(op, name.as_str());
+        let old = Identity(vps.uuid);
+        let new = Identity::draw().map_err(error("draw an identity for VPS"))?;
+        vps.uuid = new.0;
+        if let Some(running) = running {
+            let boot = Identity::draw().map_err(error("draw an identity for VPS"))?;
+            identity::rewrite(&running.host, identity::BOOT_ID, boot)
+                .and_then(|()| identity::rewrite(&running.host, identity::MACHINE_UUID, new))
+                .map_err(error("renew /run/host of VPS"))?;
+        }
+        if let Some(files) = &self.files {
+            let upper = files.upper(&name)?;
+            identity::replace_machine_id(&upper, old, new)
+                .map_err(error("renew /etc/machine-id of VPS"))?;
+        }
+        Ok(())
     }
 
     /// Forgets a VPS that does not run and removes its files. The bulk of the

@@ -14,9 +14,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 
 use super::Error;
+use super::identity::{self, Identity};
+use super::mounts::{PLAIN, new_mount};
 use super::raw::{self, Cloned};
+
+/// Where an uncovered `/proc` is, in `/run/host`.
+pub(crate) const PROC: &str = "proc";
 
 /// Directories of a VPS.
 const PARTS: &[&str] = &["host", "lower", "root", "upper", "work"];
@@ -73,6 +79,13 @@ impl Files {
         openat(&self.vps, name, flags, Mode::empty()).map_err(self.error("open directory", name))
     }
 
+    /// Opens the directory of what a VPS changed.
+    pub(crate) fn upper(&self, name: &str) -> Result<OwnedFd, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(self.open(name)?, "upper", flags, Mode::empty())
+            .map_err(self.error("open the files of", name))
+    }
+
     /// Takes a VPS's directory away at once, and removes it in the background.
     pub(crate) fn remove(&self, name: &str) -> Result<(), Error> {
         let mut suffix = [0u8; 8];
@@ -112,30 +125,54 @@ impl Files {
     }
 }
 
-/// A VPS's `/run/host`, as a mount to be attached there: what the container
-/// interface of systemd wants. Its owner is nobody in the VPS, so that
-/// nothing is won by making it writable.
-pub(crate) fn host_view(directory: &OwnedFd, uuid: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let host = openat(directory, "host", flags, Mode::empty())?;
-    describe(&host, uuid)?;
-    let tree = super::template::copy_tree(&host)?;
-    raw::guard_mount(tree.as_fd())?;
-    Ok(tree)
+/// A VPS's `/run/host`.
+#[derive(Debug)]
+pub(crate) struct HostView {
+    /// As a mount to be attached there.
+    pub(crate) mount: OwnedFd,
+    /// Its directory, for the engine to write to.
+    pub(crate) directory: OwnedFd,
 }
 
-/// Writes what a VPS's programs look for in `/run/host`.
-pub(crate) fn describe(host: impl AsFd, uuid: &str) -> Result<(), Errno> {
+/// What a VPS's programs look for in `/run/host`: what the container interface
+/// of systemd wants, in `directory` of its private files or else in memory. Its
+/// owner is nobody in the VPS, so that nothing is won by making it writable.
+pub(crate) fn host_view(directory: Option<&OwnedFd>, uuid: &str) -> Result<HostView, Errno> {
+    let Some(directory) = directory else {
+        // Not read-only: the engine has no other mount of it to write to.
+        let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let options = [("mode", "0755"), ("size", "64k")];
+        let mount = new_mount("tmpfs", &options, attributes)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(&mount, ".", flags, Mode::empty())?;
+        describe(&directory, uuid)?;
+        return Ok(HostView { mount, directory });
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(directory, "host", flags, Mode::empty())?;
+    describe(&directory, uuid)?;
+    let mount = super::template::copy_tree(&directory)?;
+    raw::guard_mount(mount.as_fd())?;
+    Ok(HostView { mount, directory })
+}
+
+/// Writes what is in `/run/host`, and makes the place for an uncovered `/proc`.
+fn describe(host: impl AsFd, uuid: &str) -> Result<(), Errno> {
+    let boot_id = Identity::draw()?.text();
     for (name, text) in [
         ("container-manager", super::CONTAINER),
-        ("container-uuid", uuid),
+        (identity::MACHINE_UUID, uuid),
+        (identity::BOOT_ID, &boot_id),
     ] {
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o444);
         let file = openat(&host, name, flags, mode)?;
         rustix::io::write(file, format!("{text}\n").as_bytes())?;
     }
-    Ok(())
+    match mkdirat(&host, PROC, Mode::from_raw_mode(0o555)) {
+        Err(Errno::EXIST) => Ok(()),
+        made => made,
+    }
 }
 
 #[cfg(test)]

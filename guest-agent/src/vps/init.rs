@@ -16,8 +16,9 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{Gid, Uid, UnshareFlags};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::files::describe;
+use super::files;
 use super::handshake::Newcomer;
+use super::identity;
 use super::launch::{self, Failure, Launch};
 use super::mounts::{PLAIN, attach, attach_at, new_mount};
 use super::raw;
@@ -38,10 +39,8 @@ pub(crate) struct Plan<'a> {
     /// Which terminal is the console.
     pub(crate) console: Option<u32>,
     pub(crate) hostname: &'a str,
-    /// `/run/host`; without one it is made in `/run`, with `uuid`.
-    pub(crate) host: Option<BorrowedFd<'a>>,
-    /// What `/run/host/container-uuid` says.
-    pub(crate) uuid: &'a str,
+    /// `/run/host`.
+    pub(crate) host: BorrowedFd<'a>,
     pub(crate) oom_score_adj: Option<i16>,
     pub(crate) filter: &'a [libc::sock_filter],
     pub(crate) env: &'a [CString],
@@ -135,13 +134,12 @@ fn mount_views(plan: &Plan<'_>, root: BorrowedFd<'_>) -> Result<(), Failure> {
     let no_programs = PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let at = |step: Step| move |errno: Errno| (step, errno);
 
-    let proc = || {
-        attach(
-            new_mount("proc", &[], no_programs)?,
-            mount_point(root, "proc")?,
-        )
+    let procfs = || {
+        let proc = new_mount("proc", &[], no_programs)?;
+        attach(&proc, mount_point(root, "proc")?)?;
+        Ok(proc)
     };
-    proc().map_err(at(Step::Proc))?;
+    let proc = procfs().map_err(at(Step::Proc))?;
 
     // Read-only: keeps udev and its like from managing the machine's devices.
     let sysfs = || {
@@ -182,12 +180,20 @@ fn mount_views(plan: &Plan<'_>, root: BorrowedFd<'_>) -> Result<(), Failure> {
         mkdirat(&run, "host", Mode::from_raw_mode(0o755))?;
         // Before anything can be mounted on it.
         attach(&run, mount_point(root, "run")?)?;
-        match plan.host {
-            Some(host) => attach_at(host, &run, "host"),
-            None => describe(mount_point(&run, "host")?, plan.uuid),
-        }
+        attach_at(plan.host, &run, "host")
     };
-    run().map_err(at(Step::Run))
+    run().map_err(at(Step::Run))?;
+
+    // The kernel lets a user namespace in here mount a `/proc` of its own only
+    // if there is one that nothing covers.
+    let boot_id = || {
+        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let uncovered = open_tree(&proc, "", clone | OpenTreeFlags::AT_EMPTY_PATH)?;
+        attach_at(uncovered, plan.host, files::PROC)?;
+        let own = open_tree(plan.host, identity::BOOT_ID, clone)?;
+        attach_at(own, &proc, identity::KERNEL_BOOT_ID)
+    };
+    boot_id().map_err(at(Step::BootId))
 }
 
 /// Makes `root` the root, and lets go of everything else.

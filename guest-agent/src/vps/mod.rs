@@ -20,6 +20,7 @@ pub mod exit;
 mod files;
 mod freezer;
 mod handshake;
+pub(crate) mod identity;
 pub mod idmap;
 mod init;
 pub(crate) mod launch;

@@ -5,6 +5,9 @@
 //! | --- | --- | --- |
 //! | `/` | overlay of template and private files, both ID-mapped | the VPS |
 //! | `/proc`, `/sys` (read-only), `/sys/fs/cgroup`, `/dev/mqueue` | views of its namespaces | the VPS |
+//! | `/proc/sys/kernel/random/boot_id` | a file of `/run/host` | the VPS |
+//! | `/run/host` | a directory of the data disk, or tmpfs | the engine |
+//! | `/run/host/proc` | the same as `/proc`, with nothing on it | the VPS |
 //! | `/dev` | tmpfs with device nodes, ID-mapped | the engine |
 //! | `/dev/pts` | a devpts of its own | the engine |
 //! | `/dev/shm`, `/run` | tmpfs, charged to its memory | the VPS |

@@ -78,20 +78,14 @@ impl Engine {
         };
         let number = master.as_ref().map(raw::terminal_number).transpose();
         let template = template.copy()?;
-        let uuid = vps.uuid_text();
-        let (files, host) = match &self.files {
-            None => (None, None),
-            Some(files) => {
-                let directory = files.open(vps.name())?;
-                let tree = template::copy_tree(&directory);
-                let tree = tree.map_err(error("copy mount of files of VPS"))?;
-                let host = files::host_view(&directory, &uuid);
-                (
-                    Some(tree),
-                    Some(host.map_err(error("make /run/host of VPS"))?),
-                )
-            }
+        let directory = match &self.files {
+            Some(files) => Some(files.open(vps.name())?),
+            None => None,
         };
+        let files = directory.as_ref().map(template::copy_tree).transpose();
+        let files = files.map_err(error("copy mount of files of VPS"))?;
+        let host = files::host_view(directory.as_ref(), &vps.uuid_text());
+        let host = host.map_err(error("make /run/host of VPS"))?;
         let launch = Launch::new(&init_command(&vps.spec), Streams::new(&start.io, slave))?;
         let env = init_environment(vps, console, start.env)?;
         let plan = init::Plan {
@@ -106,8 +100,7 @@ impl Engine {
                 .as_ref()
                 .unwrap_or(&vps.spec.name)
                 .as_str(),
-            host: host.as_ref().map(AsFd::as_fd),
-            uuid: &uuid,
+            host: host.mount.as_fd(),
             oom_score_adj: self.oom_score_adj,
             filter: &self.filter,
             env: &env,
@@ -155,6 +148,7 @@ impl Engine {
             init,
             started_at_ns,
             terminals,
+            host: host.directory,
         })
     }
 }

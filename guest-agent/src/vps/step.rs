@@ -54,6 +54,8 @@ steps! {
     Dev = "mounting /dev",
     /// `/run`.
     Run = "mounting /run",
+    /// `/proc/sys/kernel/random/boot_id`.
+    BootId = "giving it a boot identity of its own",
     /// `pivot_root`.
     Pivot = "changing to its root",
     /// `sethostname`.
