@@ -125,6 +125,42 @@ fn to_a_paused_guest_no_time_passes() {
 }
 
 #[test]
+fn short_pauses_are_no_time_either() {
+    // As on hosts whose counters never stop.
+    let guest_with_counter = GuestName::new("counter");
+    let machine = ["--memory", "128M", "--disk", "64M", "--cmdline"];
+    guest_with_counter
+        .start(&[machine.as_slice(), &["clocksource=tsc tsc=reliable"]].concat())
+        .ok();
+    guest_with_counter.vps("create").args(["web"]).run().ok();
+    let current = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+    assert_eq!(in_web(&guest_with_counter, current), "tsc");
+    let host_uptime = || {
+        let text = host("cat").args(["/proc/uptime"]).run().ok();
+        text.split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let order = |verb: &str| guest(verb).args([guest_with_counter.as_str()]).run().ok();
+
+    let begun = (host_uptime(), uptime(&guest_with_counter));
+    let mut paused = 0.0;
+    for _ in 0..5 {
+        order("pause");
+        paused -= host_uptime();
+        paused += host_uptime();
+        order("resume");
+    }
+    // Asked in the other order: the host's span is the longer one.
+    let ended_in_guest = uptime(&guest_with_counter);
+    let on_host = host_uptime() - begun.0;
+    let in_guest = ended_in_guest - begun.1;
+    assert!(paused > 0.0);
+    assert!(
+        in_guest < on_host - paused + 0.1,
+        "{in_guest} s in the guest, {on_host} s outside, paused for {paused} s"
+    );
+}
+
+#[test]
 fn clones_go_on_and_are_machines_of_their_own() {
     let original = start("clones");
     let directory = Directory::new("clones");

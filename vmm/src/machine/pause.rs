@@ -54,9 +54,7 @@ impl Machine {
     /// Lets the guest's clocks go on from where they stood: to the guest, no
     /// time has passed.
     pub(super) fn restore_clocks(&self, pause: &Pause) -> Result<(), KvmError> {
-        for (vcpu, counter) in self.vcpus.iter().zip(&pause.counters) {
-            vcpu.set_time_stamp_counter(*counter)?;
-        }
+        self.restore_counters(&pause.counters)?;
         // Without the flags, which say how it was read.
         let clock = kvm_clock_data {
             clock: pause.clock.clock,
@@ -67,6 +65,22 @@ impl Machine {
             .map_err(refused("set the clock"))?;
         for vcpu in &self.vcpus {
             vcpu.tell_of_pause();
+        }
+        Ok(())
+    }
+
+    /// Lets the time stamp counters go on from what they showed. They are set
+    /// back by the same amount, so that they stay in step.
+    fn restore_counters(&self, shown: &[u64]) -> Result<(), KvmError> {
+        let (Some(first), Some(before)) = (self.vcpus.first(), shown.first()) else {
+            return Ok(());
+        };
+        let passed = first.time_stamp_counter()?.wrapping_sub(*before);
+        for (vcpu, counter) in self.vcpus.iter().zip(shown) {
+            // On a PVM host the guest reads the host's counter.
+            if self.pvm.is_some() || !vcpu.set_back_time_stamp_counter(passed)? {
+                vcpu.set_time_stamp_counter(*counter)?;
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::machine::boot_timer::Spans;
 use crate::memory::{
     self, Backing, DirtyTracking, GuestMemory, PAGE_SIZE, RestoreMode, layout, written_pages,
 };
+use crate::probe::probe;
 use crate::vcpu::state::msrs_to_save;
 use crate::vcpu::{StateSupport, Vcpu, VcpuState, cpuid};
 
@@ -225,4 +226,34 @@ fn a_guest_goes_on_exactly_where_it_stopped() {
         assert_eq!(now.ioapic, snapshot.state().vm.ioapic);
         assert_eq!(now.pic_master, snapshot.state().vm.pic_master);
     }
+}
+
+#[test]
+fn a_counter_is_set_back_by_as_much_as_is_asked_for() {
+    // On a PVM host a guest reads the host's counter, whatever it is told.
+    let Some(kvm) = open_kvm().filter(|_| probe().kind.is_hardware()) else {
+        return;
+    };
+    let guest = Guest::boot(&kvm);
+    let vcpu = &guest.vcpus[0];
+    // Less than a second, which a write to the register does not do.
+    let cycles = u64::from(vcpu.tsc_khz().unwrap_or(1_000_000)) * 500;
+    let before = vcpu.time_stamp_counter().unwrap();
+    let shown = before.wrapping_add(cycles);
+    while vcpu.time_stamp_counter().unwrap() < shown {
+        std::thread::yield_now();
+    }
+    let begun = vcpu.time_stamp_counter().unwrap();
+    if !vcpu.set_back_time_stamp_counter(cycles).unwrap() {
+        // A KVM from before it could.
+        return;
+    }
+    let after = vcpu.time_stamp_counter().unwrap();
+    assert!(
+        vcpu.set_back_time_stamp_counter(cycles.wrapping_neg())
+            .unwrap()
+    );
+    let end = vcpu.time_stamp_counter().unwrap();
+    // The same counter read thrice, the second time set back.
+    assert!((begun..=end).contains(&after.wrapping_add(cycles)));
 }
