@@ -402,7 +402,7 @@ fn what_the_host_tells_a_vps_is_not_its_own_to_change() {
     let text = String::from_utf8(got.stdout).unwrap();
     assert_eq!(
         text,
-        "insula\nrefused\nrefused\ncontainer-manager\ncontainer-uuid\n"
+        "insula\nrefused\nrefused\nboot-id\ncontainer-manager\ncontainer-uuid\nproc\n"
     );
 }
 
