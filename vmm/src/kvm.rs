@@ -1,6 +1,7 @@
 //! The host's KVM: opening it, and making sure that it can do what we need.
 
 pub mod plain;
+pub mod supported;
 
 use std::ffi::CStr;
 use std::io;
@@ -80,12 +81,14 @@ pub const REQUIRED: [(Cap, &str, &str); 8] = [
     (Cap::Pit2, "KVM_CAP_PIT2", "the timer in the kernel"),
     (Cap::Irqfd, "KVM_CAP_IRQFD", "device interrupts"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "device notifications"),
-    (
-        Cap::ImmediateExit,
-        "KVM_CAP_IMMEDIATE_EXIT",
-        "stopping a virtual processor",
-    ),
+    IMMEDIATE_EXIT,
 ];
+
+const IMMEDIATE_EXIT: (Cap, &str, &str) = (
+    Cap::ImmediateExit,
+    "KVM_CAP_IMMEDIATE_EXIT",
+    "stopping a virtual processor",
+);
 
 /// Opens `/dev/kvm`; the permission bits alone may lie.
 ///
@@ -124,6 +127,21 @@ pub fn open_checked() -> Result<Kvm, KvmError> {
         None => Ok(kvm),
         Some((name, purpose)) => Err(KvmError::Capability { name, purpose }),
     }
+}
+
+/// Opens `/dev/kvm` for somebody who will ask at once for everything that is
+/// needed, and is told which part is refused: checked is only what no request
+/// would show.
+///
+/// # Errors
+/// [`KvmError`], which says what to do.
+pub fn open_expecting_all() -> Result<Kvm, KvmError> {
+    let kvm = open()?;
+    let (capability, name, purpose) = IMMEDIATE_EXIT;
+    if !kvm.check_extension(capability) {
+        return Err(KvmError::Capability { name, purpose });
+    }
+    Ok(kvm)
 }
 
 /// For `map_err` on a request: names what was asked for.

@@ -5,12 +5,13 @@
 
 #![cfg_attr(not(test), no_main)]
 
-use std::env;
-use std::ffi::OsString;
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::ptr;
 use std::sync::Arc;
 
 use guest_agent::protocol::Name;
@@ -56,6 +57,8 @@ struct Options {
     control_socket: Option<PathBuf>,
     /// Where the boot's profile goes.
     boot_profile: Option<PathBuf>,
+    /// Leave the starter's session.
+    new_session: bool,
     reporter: Reporter,
     start_ns: u64,
 }
@@ -69,17 +72,58 @@ enum Request {
 /// Entered by the C library: what the standard library does before its `main`
 /// (a handler for overflows of the first thread's stack, for which it reads the
 /// process' memory map) takes as long as a tenth of a restore.
+///
+/// # Safety
+/// `arguments` must be as `main` gets them.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+pub unsafe extern "C" fn main(_count: c_int, arguments: *const *const c_char) -> c_int {
     // SAFETY: no other thread runs yet, and no handler is installed. Writing to
     // a connection that is gone is an error, not an end.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-    c_int::from(run_program())
+    #[cfg(target_env = "gnu")]
+    // Threads share the first one's heap: they hardly ever allocate, and a heap
+    // of their own takes them five system calls and some pages.
+    // SAFETY: a number is set; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+    // SAFETY: they are those of `main`, which last as long as the process.
+    let arguments = unsafe { Arguments::new(arguments) };
+    c_int::from(run_program(arguments))
 }
 
-fn run_program() -> u8 {
+/// The strings that the C library gives to `main`, without copies of them.
+struct Arguments(*const *const c_char);
+
+impl Arguments {
+    /// # Safety
+    /// `list` must be of pointers to strings that last and end with a zero
+    /// byte, and end with a null pointer.
+    unsafe fn new(list: *const *const c_char) -> Self {
+        Self(list)
+    }
+}
+
+impl Iterator for Arguments {
+    type Item = &'static OsStr;
+
+    fn next(&mut self) -> Option<&'static OsStr> {
+        // SAFETY: see `new`; and the pointer never goes beyond the end.
+        unsafe {
+            let argument = *self.0;
+            if argument.is_null() {
+                return None;
+            }
+            self.0 = self.0.add(1);
+            Some(OsStr::from_bytes(CStr::from_ptr(argument).to_bytes()))
+        }
+    }
+}
+
+fn run_program(arguments: Arguments) -> u8 {
     let started_ns = now_ns();
-    let mut options = match parse(env::args_os().skip(1), started_ns) {
+    allow_signals();
+    let mut options = match parse(arguments.skip(1), started_ns) {
         Ok(Request::Run(options)) => options,
         Ok(Request::Help) => {
             println!("{USAGE}");
@@ -104,6 +148,17 @@ fn run_program() -> u8 {
     code
 }
 
+/// Our starter blocks them all for its own sake (`vmm::guest`).
+fn allow_signals() {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is made empty before it is read, and the old one is not
+    // asked for. That cannot fail.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
+    }
+}
+
 fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
     let failed = |code, message: String| ExitReport {
         code,
@@ -114,11 +169,18 @@ fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
         Ok(config) => config,
         Err(error) => return failed(BAD_CONFIGURATION, error.to_string()),
     };
+    // Taken apart when the guest runs: there is much of it.
+    let mut opened = None;
     let built = match &options.restore {
         None => Machine::build(&config, Arc::clone(timer)),
-        Some((snapshot, how)) => Snapshot::open(snapshot)
-            .map_err(BuildError::from)
-            .and_then(|snapshot| Machine::restore(&config, &snapshot, how, Arc::clone(timer))),
+        Some((snapshot, how)) => {
+            Snapshot::open(snapshot)
+                .map_err(BuildError::from)
+                .and_then(|snapshot| {
+                    let snapshot = opened.insert(snapshot);
+                    Machine::restore(&config, snapshot, how, Arc::clone(timer))
+                })
+        }
     };
     let mut machine = match built {
         Ok(machine) => machine,
@@ -127,23 +189,31 @@ fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
     if let Some(path) = options.boot_profile.take() {
         machine.profile_boot(path);
     }
-    if let Some(path) = &options.profile_socket
-        && let Err(error) = machine.serve_profiles(path)
-    {
-        eprintln!(
-            "insula-vmm: cannot serve profiles on {}: {error}",
-            path.display()
-        );
-    }
-    if let Some(path) = &options.control_socket
-        && let Err(error) = machine.serve_control(path)
-    {
-        eprintln!(
-            "insula-vmm: cannot take orders on {}: {error}",
-            path.display()
-        );
-    }
-    match machine.run(&mut options.reporter) {
+    let (profiles, control) = (&options.profile_socket, &options.control_socket);
+    let new_session = options.new_session;
+    let attend = |machine: &mut Machine| {
+        drop(opened);
+        if new_session && let Err(error) = rustix::process::setsid() {
+            eprintln!("insula-vmm: cannot begin a session: {error}");
+        }
+        if let Some(path) = profiles
+            && let Err(error) = machine.serve_profiles(path)
+        {
+            eprintln!(
+                "insula-vmm: cannot serve profiles on {}: {error}",
+                path.display()
+            );
+        }
+        if let Some(path) = control
+            && let Err(error) = machine.serve_control(path)
+        {
+            eprintln!(
+                "insula-vmm: cannot take orders on {}: {error}",
+                path.display()
+            );
+        }
+    };
+    match machine.run(&mut options.reporter, attend) {
         Err(error) => failed(error.exit_code(), error.to_string()),
         Ok(ending) => {
             let console = match ending {
@@ -160,7 +230,7 @@ fn run(options: &mut Options, timer: &Arc<BootTimer>) -> ExitReport {
 }
 
 fn parse(
-    mut arguments: impl Iterator<Item = OsString>,
+    mut arguments: impl Iterator<Item = &'static OsStr>,
     started_ns: u64,
 ) -> Result<Request, String> {
     let mut config = None;
@@ -170,16 +240,17 @@ fn parse(
     let mut snapshot = None;
     let mut hostname = None;
     let (mut prefetch, mut force, mut passing) = (false, false, false);
+    let mut new_session = false;
     let mut reporter = Reporter::default();
     let mut start_ns = started_ns;
     while let Some(option) = arguments.next() {
-        let option = option.to_string_lossy().into_owned();
+        let option = option.to_string_lossy();
         let mut value = || {
             arguments
                 .next()
                 .ok_or_else(|| format!("{option} needs a value"))
         };
-        match option.as_str() {
+        match &*option {
             "--help" | "-h" => return Ok(Request::Help),
             "--probe" => return Ok(Request::Probe),
             "--config" => config = Some(PathBuf::from(value()?)),
@@ -190,12 +261,12 @@ fn parse(
                 control_socket = Some(dir.join("control.sock"));
                 config = Some(dir.join("machine.json"));
             }
-            "--new-session" => leave_session()?,
-            "--end-with" => end_with(number(&option, &value()?)?)?,
-            "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, &value()?)?)?),
+            "--new-session" => new_session = true,
+            "--end-with" => end_with(number(&option, value()?)?)?,
+            "--ready-fd" => reporter.ready_pipe = Some(inherited(number(&option, value()?)?)?),
             // Whoever holds this file open holds the guest's lock: never closed.
             // Standard input is not anyway.
-            "--lock-fd" => match number(&option, &value()?)? {
+            "--lock-fd" => match number(&option, value()?)? {
                 0 => {}
                 fd => std::mem::forget(inherited(fd)?),
             },
@@ -208,7 +279,7 @@ fn parse(
             "--prefetch" => prefetch = true,
             "--force" => force = true,
             "--passing" => passing = true,
-            "--start-ns" => start_ns = number(&option, &value()?)?,
+            "--start-ns" => start_ns = number(&option, value()?)?,
             other => return Err(format!("unknown option {other}")),
         }
     }
@@ -233,23 +304,17 @@ fn parse(
         profile_socket,
         control_socket,
         boot_profile,
+        new_session,
         reporter,
         start_ns,
     }))
 }
 
-fn number<T: std::str::FromStr>(option: &str, value: &OsString) -> Result<T, String> {
+fn number<T: std::str::FromStr>(option: &str, value: &OsStr) -> Result<T, String> {
     value
         .to_str()
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| format!("{option} needs a number, not {}", value.to_string_lossy()))
-}
-
-/// Gets out of the starter's session, and so out of the reach of its terminal.
-fn leave_session() -> Result<(), String> {
-    rustix::process::setsid()
-        .map(drop)
-        .map_err(|error| format!("cannot begin a session: {error}"))
 }
 
 /// Ends with the thread that started this process, of process `starter`.

@@ -156,11 +156,12 @@ impl MachineConfig {
     /// [`ConfigError`], which names the file and, where it is not about the
     /// file as such, the field with its line and column.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let bytes = fs::read(path).map_err(|source| ConfigError::Read {
+        // As text, which is found to be such once and not for each word.
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        serde_json::from_slice(&bytes).map_err(|source| ConfigError::Parse {
+        serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source,
         })

@@ -37,15 +37,26 @@ impl ConsoleLog {
     /// # Errors
     /// The file cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
+        let mut log = Self::discard();
+        log.open(path)?;
+        Ok(log)
+    }
+
+    /// Gives a log without a file one, new or emptied, and puts the last of
+    /// what it has taken until now into it.
+    fn open(&mut self, path: &Path) -> io::Result<()> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(path)?;
-        let mut log = Self::discard();
-        log.file = Some(file);
-        Ok(log)
+        self.file = Some(file);
+        self.buffer.extend(&self.tail);
+        if self.buffer.contains(&b'\n') {
+            self.flush();
+        }
+        Ok(())
     }
 
     /// A log without a file.
@@ -119,6 +130,15 @@ impl SharedConsoleLog {
         self.lock().tail(lines)
     }
 
+    /// Has a log without a file go on in one, new or emptied, that is readable
+    /// by its owner only. The last of what it took before goes there, too.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn open(&self, path: &Path) -> io::Result<()> {
+        self.lock().open(path)
+    }
+
     fn lock(&self) -> MutexGuard<'_, ConsoleLog> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,6 +181,18 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
         drop(log);
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\nthr");
+    }
+
+    #[test]
+    fn a_late_file_gets_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut log = SharedConsoleLog::new(ConsoleLog::discard());
+        log.write_all(b"one\ntw").unwrap();
+        log.open(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntw");
+        log.write_all(b"o\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_agent::protocol::{BootConfig, Disk, DiskRole, Name};
@@ -14,6 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::boot_segment::boot_segment;
+use super::child::Child;
 use super::error::{Ended, GuestError, StartFailure};
 use super::ready_pipe::{Ready, wait_ready};
 use super::restore::{RestoreSpec, restore};

@@ -21,6 +21,7 @@
 //! ```
 
 mod boot_segment;
+mod child;
 mod control;
 mod error;
 mod launch;

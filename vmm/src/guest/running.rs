@@ -1,12 +1,12 @@
 //! Guests that run, and how they are stopped.
 
 use std::collections::BTreeMap;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use guest_agent::client::{Client, Endpoint};
 use rustix::process::Signal;
 
+use super::child::Child;
 use super::error::{Ended, GuestError};
 use super::launch::{ended, kill};
 use super::process::Process;

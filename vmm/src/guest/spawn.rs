@@ -1,18 +1,23 @@
 //! Spawning the machine process.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
+use super::child::Child;
 use super::error::GuestError;
 use super::rundir::GuestDir;
 use crate::machine::boot_timer::now_ns;
 
 /// Names the machine process' program, in place of the one beside this program.
 pub const VMM_ENV: &str = "INSULA_VMM";
+
+/// Whether a program that panics says where it was.
+const BACKTRACE: &str = "RUST_BACKTRACE";
 
 /// What the machine process is told besides where its guest is.
 #[derive(Debug, Default)]
@@ -36,13 +41,19 @@ pub fn find_vmm() -> PathBuf {
             return found;
         }
     }
-    env::var_os("PATH")
-        .and_then(|path| {
-            env::split_paths(&path)
-                .map(|dir| dir.join(PROGRAM))
-                .find(|path| path.is_file())
-        })
-        .unwrap_or_else(|| PROGRAM.into())
+    in_path(Path::new(PROGRAM)).unwrap_or_else(|| PROGRAM.into())
+}
+
+/// Where a program is: the path that it is, or for a name alone, a place in
+/// `PATH`.
+fn in_path(program: &Path) -> Option<PathBuf> {
+    if program.components().nth(1).is_some() || program.has_root() {
+        return Some(program.to_owned());
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
 }
 
 /// Spawns `program` for the guest in `dir`, in a session of its own, with its
@@ -50,10 +61,9 @@ pub fn find_vmm() -> PathBuf {
 ///
 /// It inherits `lock` as its standard input, so that the guest's directory
 /// stays locked until the last of the two is gone, and `ready` as its standard
-/// output, to say on it how the start went. Nothing has to be done between
-/// fork and exec that way, so that the standard library can do without the
-/// fork, which would copy this process' page tables only to throw them away:
-/// the process itself leaves our session and ties its life to ours.
+/// output, to say on it how the start went. The process itself leaves our
+/// session and ties its life to ours. Of our environment it gets nothing that
+/// it does not use: a guest that breaks into it finds no secrets there.
 pub(super) fn spawn(
     program: &Path,
     dir: &GuestDir,
@@ -63,27 +73,52 @@ pub(super) fn spawn(
 ) -> Result<Child, GuestError> {
     let path = dir.vmm_log_path();
     let log = File::create(&path).map_err(|source| GuestError::io("make", &path, source))?;
+    // Never below 3.
     let own = |fd: BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(|source| GuestError::io("duplicate a descriptor for", &path, source))
     };
+    let streams = [own(lock)?, own(ready)?, own(log.as_fd())?];
 
-    let mut command = Command::new(program);
-    command
-        .stdin(own(lock)?)
-        .stdout(own(ready)?)
-        .stderr(log)
-        .arg("--dir")
-        .arg(dir.path())
-        .args(["--ready-fd", "1", "--lock-fd", "0", "--new-session"]);
+    let mut arguments: Vec<OsString> = vec![program.into(), "--dir".into(), dir.path().into()];
+    arguments.extend(["--ready-fd", "1", "--lock-fd", "0", "--new-session"].map(OsString::from));
     if process.ephemeral {
-        command.args(["--end-with", &std::process::id().to_string()]);
+        arguments.extend(["--end-with".into(), std::process::id().to_string().into()]);
     }
-    command.args(&process.arguments);
-    // The start begins here: executing the program is part of it.
-    command.args(["--start-ns", &now_ns().to_string()]);
-    command.spawn().map_err(|source| GuestError::Vmm {
+    arguments.extend(process.arguments.iter().cloned());
+
+    let failed = |source| GuestError::Vmm {
         path: program.to_owned(),
         source,
-    })
+    };
+    let text = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
+    let mut arguments = arguments
+        .into_iter()
+        .map(text)
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(failed)?;
+    let environment: Vec<CString> = env::var_os(BACKTRACE)
+        .and_then(|value| {
+            text(
+                [BACKTRACE, "="]
+                    .map(OsString::from)
+                    .into_iter()
+                    .chain([value])
+                    .collect(),
+            )
+            .ok()
+        })
+        .into_iter()
+        .collect();
+    // A name alone would be looked for in the working directory.
+    let found = match in_path(program) {
+        Some(path) => text(path.into()).map_err(failed)?,
+        None => return Err(failed(io::ErrorKind::NotFound.into())),
+    };
+    // The start begins here: executing the program is part of it.
+    let started = now_ns().to_string();
+    for argument in ["--start-ns", &started] {
+        arguments.push(text(argument.into()).map_err(failed)?);
+    }
+    Child::spawn(&found, &arguments, &environment, &streams).map_err(failed)
 }

@@ -37,7 +37,7 @@ impl Machine {
         timer.stamp(Step::MemoryReady);
 
         let end = EndSignal::new().map_err(BuildError::process("create an event descriptor"))?;
-        let mut devices = Devices::new(&vm, config.console.as_ref(), &end)?;
+        let mut devices = Devices::new(&vm, &end)?;
         let agent = match (&config.vsock, &config.readiness) {
             (Some(_), Some(readiness)) => Some(
                 AgentLink::new(readiness.boot_nonce, Arc::clone(&timer))
@@ -50,6 +50,7 @@ impl Machine {
         if let Some(vsock) = &config.vsock {
             devices.add_vsock(&vm, &memory, vsock, agent.clone())?;
         }
+        devices.appear(config)?;
 
         let vcpu_count = config.machine.vcpu_count;
         let entry = boot::load(&memory, &config.boot_source, vcpu_count, &devices.slots)?;
@@ -62,6 +63,8 @@ impl Machine {
         let mut cpuid = guest_cpuid(&kvm, &vm, vcpu_count, tsc_khz)?;
         if pvm.is_some() {
             pvm::cpuid::restrict(&mut cpuid);
+        } else {
+            cpuid::leave_out_empty(&mut cpuid);
         }
         for vcpu in &vcpus {
             vcpu.prepare(&mut cpuid, entry)?;

@@ -1,6 +1,7 @@
 //! Puts the devices of a machine on its buses and connects them with KVM.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::protocol::HOST_PORT;
@@ -39,6 +40,8 @@ pub(super) struct Devices {
     pub(super) vsock: Option<VsockSubscriber>,
     /// For what the host has to say to the guest on it.
     pub(super) vsock_handle: Option<VsockHandle>,
+    /// Whether the host can see them.
+    have_appeared: bool,
     /// Where the kernel finds them.
     pub(super) slots: Vec<VirtioMmioDevice>,
 }
@@ -63,21 +66,8 @@ impl VirtioSlot {
 
 impl Devices {
     /// Console and reset line, which every machine has.
-    pub(super) fn new(
-        vm: &VmFd,
-        console: Option<&ConsoleConfig>,
-        end: &EndSignal,
-    ) -> Result<Self, BuildError> {
-        let log = match console {
-            None => ConsoleLog::discard(),
-            Some(ConsoleConfig { log_path }) => {
-                ConsoleLog::create(log_path).map_err(|source| BuildError::Console {
-                    path: log_path.clone(),
-                    source,
-                })?
-            }
-        };
-        let console = SharedConsoleLog::new(log);
+    pub(super) fn new(vm: &VmFd, end: &EndSignal) -> Result<Self, BuildError> {
+        let console = SharedConsoleLog::new(ConsoleLog::discard());
 
         let mut buses = Buses::default();
         let interrupt = event()?;
@@ -100,8 +90,30 @@ impl Devices {
             disks: Vec::new(),
             vsock: None,
             vsock_handle: None,
+            have_appeared: false,
             slots: Vec::new(),
         })
+    }
+
+    /// Makes what the host sees of them and the guest does not: the console's
+    /// file and the channel's socket. Until then the console keeps the last
+    /// lines, and nobody can call the guest. Only the first time counts.
+    pub(super) fn appear(&mut self, config: &MachineConfig) -> Result<(), BuildError> {
+        if mem::replace(&mut self.have_appeared, true) {
+            return Ok(());
+        }
+        if let Some(ConsoleConfig { log_path }) = &config.console {
+            self.console
+                .open(log_path)
+                .map_err(|source| BuildError::Console {
+                    path: log_path.clone(),
+                    source,
+                })?;
+        }
+        if let Some(vsock) = &self.vsock_handle {
+            vsock.listen()?;
+        }
+        Ok(())
     }
 
     /// The configured drives, in order.

@@ -52,14 +52,12 @@ impl Machine {
     ) -> Result<Self, BuildError> {
         let state = snapshot.state();
         state.check_devices(&KNOWN)?;
-        let saved = saved_config(snapshot)?;
-        if saved.machine.vcpu_count != config.machine.vcpu_count
-            || saved.machine.mem_size_mib != config.machine.mem_size_mib
+        if config.machine.mem_size_mib.bytes() != state.memory.content.size
             || usize::from(config.machine.vcpu_count.get()) != state.vcpus.len()
         {
             return Err(BuildError::OtherMachine);
         }
-        let kvm = kvm::open_checked()?;
+        let kvm = kvm::open_expecting_all()?;
         snapshot.check_host(&kvm, options.force)?;
         let (vm, pvm) = create_vm(&kvm, config)?;
         timer.stamp(Step::KvmReady);
@@ -81,8 +79,8 @@ impl Machine {
         timer.stamp(Step::MemoryReady);
 
         let end = EndSignal::new().map_err(BuildError::process("create an event descriptor"))?;
-        let mut devices = Devices::new(&vm, config.console.as_ref(), &end)?;
-        let agent = agent_link(config, &saved, options, &timer)?;
+        let mut devices = Devices::new(&vm, &end)?;
+        let agent = agent_link(config, snapshot, options, &timer)?;
         devices.add_drives(&vm, &memory, config)?;
         if let Some(vsock) = &config.vsock {
             devices.add_vsock(&vm, &memory, vsock, agent.clone())?;
@@ -139,22 +137,28 @@ pub fn saved_config(snapshot: &Snapshot) -> Result<MachineConfig, BuildError> {
 /// What tells the agent that its guest is another one now.
 fn agent_link(
     config: &MachineConfig,
-    saved: &MachineConfig,
+    snapshot: &Snapshot,
     options: &RestoreOptions,
     timer: &Arc<BootTimer>,
 ) -> Result<Option<AgentLink>, BuildError> {
-    let (Some(_), Some(readiness), Some(before)) =
-        (&config.vsock, &config.readiness, &saved.readiness)
-    else {
+    let (Some(_), Some(readiness)) = (&config.vsock, &config.readiness) else {
         return Ok(None);
     };
+    let before = match snapshot.state().nonce {
+        Some(nonce) => BootNonce::new(nonce),
+        None => match saved_config(snapshot)?.readiness {
+            Some(readiness) => readiness.boot_nonce,
+            None => return Ok(None),
+        },
+    };
+    let mut random = [0; 16 + 64];
+    // So few bytes come whole (getrandom(2)).
+    getrandom(&mut random, GetRandomFlags::empty())
+        .map_err(std::io::Error::from)
+        .map_err(BuildError::process("get random numbers"))?;
     let (mut generation, mut entropy) = ([0; 16], [0; 64]);
-    for bytes in [&mut generation[..], &mut entropy[..]] {
-        // So few bytes come whole (getrandom(2)).
-        getrandom(bytes, GetRandomFlags::empty())
-            .map_err(std::io::Error::from)
-            .map_err(BuildError::process("get random numbers"))?;
-    }
+    generation.copy_from_slice(&random[..16]);
+    entropy.copy_from_slice(&random[16..]);
     let nonce: BootNonce = readiness.boot_nonce;
     let restored = Restored {
         generation,
@@ -163,7 +167,7 @@ fn agent_link(
         hostname: options.hostname.clone(),
         nonce: *nonce.bytes(),
     };
-    AgentLink::for_restore(before.boot_nonce, restored, Arc::clone(timer))
+    AgentLink::for_restore(before, restored, Arc::clone(timer))
         .map(Some)
         .map_err(BuildError::process("create an event descriptor"))
 }

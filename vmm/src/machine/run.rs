@@ -28,11 +28,28 @@ type Events = EventManager<Box<dyn MutEventSubscriber>>;
 
 impl Machine {
     /// Runs the machine until it ends, and tells `reporter` of its start.
+    /// `attend` is called when the guest runs already: for what others need to
+    /// get at it, which it need not wait for.
     ///
     /// # Errors
     /// A [`BuildError`] when the guest could not be started at all.
-    pub fn run(&mut self, reporter: &mut Reporter) -> Result<Ending, BuildError> {
+    pub fn run(
+        &mut self,
+        reporter: &mut Reporter,
+        attend: impl FnOnce(&mut Self),
+    ) -> Result<Ending, BuildError> {
+        // Before any thread is made: they inherit that these are blocked.
         let signals = EndingSignals::take().map_err(BuildError::process("take over signals"))?;
+        Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
+        let boot_profile = self
+            .boot_profile
+            .take()
+            .map(|path: PathBuf| BootProfile::start(path, self.sampler.clone()));
+        // The guest's first instruction, or the first since its snapshot.
+        let processors = self.start()?;
+
+        self.devices.appear(&self.progress.config)?;
+        attend(self);
         let mut events = Events::new().map_err(|error| BuildError::Events(error.to_string()))?;
         let wake = Wake {
             end: self.end.clone(),
@@ -51,23 +68,18 @@ impl Machine {
             events.add_subscriber(Box::new(taken.waker()));
             orders = Some(taken);
         }
-        Kick::install_handler().map_err(BuildError::process("install a signal handler"))?;
-        let boot_profile = self
-            .boot_profile
-            .take()
-            .map(|path: PathBuf| BootProfile::start(path, self.sampler.clone()));
 
         let mut run = Run {
             ready_by: None,
             vsock: None,
-            processors: None,
+            processors: Some(processors),
             pause: None,
             machine: self,
             events,
             boot_profile,
             reporter,
         };
-        run.start()?;
+        run.started();
         let cause = run.serve(&mut orders);
         if let Some(orders) = orders {
             orders.settle(&mut run);
@@ -143,10 +155,9 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The guest's first instruction, or the first since its snapshot.
-    fn start(&mut self) -> Result<(), BuildError> {
+    /// The guest runs.
+    fn started(&mut self) {
         self.watch_vsock();
-        self.processors = Some(self.machine.start()?);
         self.ready_by = self
             .machine
             .agent
@@ -160,7 +171,6 @@ impl Run<'_> {
             self.machine.timer.stamp(Step::FirstInstruction);
             self.ready();
         }
-        Ok(())
     }
 
     /// Serves events until there is a reason to end.

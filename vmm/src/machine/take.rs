@@ -195,6 +195,9 @@ impl Machine {
             vm: VmState::save(&self.vm)?,
             devices: self.devices.save(),
             boot: self.timer.spans(),
+            nonce: config
+                .readiness
+                .map(|readiness| *readiness.boot_nonce.bytes()),
         })
     }
 }

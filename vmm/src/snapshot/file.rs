@@ -32,8 +32,19 @@ pub fn encode(state: &MachineState) -> Vec<u8> {
     file[..8].copy_from_slice(&MAGIC);
     file[8..12].copy_from_slice(&VERSION.to_le_bytes());
     file[16..24].copy_from_slice(&length.to_le_bytes());
-    file[24..32].copy_from_slice(&checksum.to_le_bytes());
+    file[CHECKSUM..HEADER].copy_from_slice(&checksum.to_le_bytes());
     file
+}
+
+/// Where the header says what the checksum is.
+const CHECKSUM: usize = 24;
+
+/// The checksum that a file's content has of itself; whether it is right,
+/// [`decode`] finds out. All of the header but this is the same for the same
+/// payload.
+pub fn checksum(file: &[u8]) -> u64 {
+    let bytes = file.get(CHECKSUM..).and_then(<[u8]>::first_chunk);
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The machine that a file's content describes; `path` is for the message.
@@ -84,7 +95,7 @@ pub fn decode(file: &[u8], path: &Path) -> Result<MachineState, SnapshotError> {
     if found > expected {
         return Err(altered("there is something after its end"));
     }
-    if half(12) != 0 || xxh64(payload) != word(24) {
+    if half(12) != 0 || xxh64(payload) != checksum(file) {
         return Err(altered("its checksum is not the one that was written"));
     }
     minicbor::decode(payload).map_err(|error| SnapshotError::Malformed {

@@ -129,6 +129,7 @@ impl Guest {
             vm: VmState::save(&self.vm).unwrap(),
             devices: Vec::new(),
             boot: Spans::default(),
+            nonce: None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Opens a snapshot, and finds out whether it is what it should be.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::stamp::{Stamp, identity};
 use super::state::{DiskFile, FileContent, MachineState, SnapshotId, unix_ns};
 use super::writer::{SnapshotRef, id_of};
 use super::{cpu, digest, file};
+use crate::kvm::supported::SupportedLeaves;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Backing, GuestMemory, MemoryFile, RestoreMode, restore};
 
@@ -138,13 +140,12 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError::Cpu`] or [`SnapshotError::Kvm`].
     pub fn check_host(&self, kvm: &Kvm, force: bool) -> Result<(), SnapshotError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(refused("list the supported CPUID leaves"))?;
+        let mut leaves = SupportedLeaves::default();
+        let supported = leaves.read(kvm)?;
         let saved = &self.state.cpuid.0;
-        let checked = match cpu::check(saved, supported.as_slice(), force) {
+        let checked = match cpu::check(saved, supported, force) {
             Err(CpuMismatch::Features { .. }) => {
-                cpu::check(saved, shown_leaves(kvm, &supported)?.as_slice(), force)
+                cpu::check(saved, shown_leaves(kvm)?.as_slice(), force)
             }
             checked => checked,
         };
@@ -186,35 +187,46 @@ impl Snapshot {
 
 /// What a processor shows that was given the supported leaves: the KVM of PVM
 /// hosts adds features of the host's processor to them, whatever it is told.
-fn shown_leaves(kvm: &Kvm, supported: &CpuId) -> Result<CpuId, KvmError> {
+fn shown_leaves(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("list the supported CPUID leaves"))?;
     let vm = kvm
         .create_vm()
         .map_err(refused("create a virtual machine to look at"))?;
     let vcpu = vm
         .create_vcpu(0)
         .map_err(refused("create a virtual processor to look at"))?;
-    vcpu.set_cpuid2(supported)
+    vcpu.set_cpuid2(&supported)
         .map_err(refused("set a virtual processor's CPUID"))?;
     vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)
         .map_err(refused("read a virtual processor's CPUID"))
 }
 
 fn read_state(dir: &Path, path: &Path) -> Result<Vec<u8>, SnapshotError> {
-    let length = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(SnapshotError::Missing {
                 path: dir.to_owned(),
             });
         }
-        Err(error) => return Err(SnapshotError::io("find", path)(error)),
+        Err(error) => return Err(SnapshotError::io("open", path)(error)),
     };
+    let length = file
+        .metadata()
+        .map_err(SnapshotError::io("look at", path))?
+        .len();
     if length > MOST_STATE {
         return Err(SnapshotError::Foreign {
             path: path.to_owned(),
         });
     }
-    fs::read(path).map_err(SnapshotError::io("read", path))
+    // What is appended meanwhile is not read, but a later look finds it.
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(SnapshotError::io("read", path))?;
+    Ok(bytes)
 }
 
 /// Checks the large files, and returns that of the memory.
@@ -240,14 +252,15 @@ fn check_files(dir: &Path, bytes: &[u8], state: &MachineState) -> Result<File, S
             .collect::<Result<Vec<_>, _>>()
     };
     let before = identities()?;
-    if !Stamp::new(bytes, before.clone()).is_in(dir) {
+    let checksum = file::checksum(bytes);
+    if !Stamp::new(checksum, before.clone()).is_in(dir) {
         Stamp::settle(&before);
         for ((path, file), content) in &files {
             check_content(path, file, content)?;
         }
         // Nobody wrote to them meanwhile.
         if identities()? == before {
-            Stamp::new(bytes, before).put(dir);
+            Stamp::new(checksum, before).put(dir);
         }
     }
     let ((_, memory), _) = files.swap_remove(0);

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 
-use super::checksum::xxh64;
 use super::files::STAMP;
 
 /// Of this format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Time stamps of files only advance with the kernel's tick: a write within
 /// this time after another may leave none. At most 10 ms (HZ=100).
@@ -56,7 +55,7 @@ impl From<&Metadata> for Identity {
 pub(super) struct Stamp {
     #[n(0)]
     version: u32,
-    /// [`xxh64`] of the state file that they belong to.
+    /// The checksum that the state file which they belong to has of itself.
     #[n(1)]
     state: u64,
     /// Their identities, in the order of the state file: memory, disks.
@@ -65,11 +64,12 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// That of a snapshot with this state file and these large files.
-    pub(super) fn new(state: &[u8], files: Vec<Identity>) -> Self {
+    /// That of a snapshot whose state file has this checksum, which was found
+    /// to be right, and these large files.
+    pub(super) fn new(state: u64, files: Vec<Identity>) -> Self {
         Self {
             version: VERSION,
-            state: xxh64(state),
+            state,
             files,
         }
     }
@@ -128,12 +128,12 @@ mod tests {
         let path = dir.path().join("memory");
         fs::write(&path, "content").unwrap();
         let file = File::options().write(true).open(&path).unwrap();
-        let stamp = || Stamp::new(b"state", vec![identity(&file).unwrap()]);
+        let stamp = || Stamp::new(1, vec![identity(&file).unwrap()]);
         assert!(!stamp().is_in(dir.path()));
         Stamp::settle(&[identity(&file).unwrap()]);
         stamp().put(dir.path());
         assert!(stamp().is_in(dir.path()));
-        assert!(!Stamp::new(b"other", vec![identity(&file).unwrap()]).is_in(dir.path()));
+        assert!(!Stamp::new(2, vec![identity(&file).unwrap()]).is_in(dir.path()));
         // The same length, at once.
         file.write_all_at(b"x", 0).unwrap();
         assert!(!stamp().is_in(dir.path()));
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn damage_is_no_stamp() {
         let dir = tempfile::tempdir().unwrap();
-        let stamp = Stamp::new(b"state", Vec::new());
+        let stamp = Stamp::new(1, Vec::new());
         stamp.put(dir.path());
         let path = dir.path().join(STAMP);
         let mut bytes = fs::read(&path).unwrap();

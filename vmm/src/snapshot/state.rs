@@ -63,6 +63,10 @@ pub struct MachineState {
     /// the host that it booted on; 0 for those that it did not reach.
     #[n(9)]
     pub boot: Vec<u64>,
+    /// By what its agent proves itself, as the configuration has it too, which
+    /// takes long to read; absent where there is none, and in older snapshots.
+    #[cbor(n(10), with = "minicbor::bytes")]
+    pub nonce: Option<[u8; 16]>,
 }
 
 /// A device.

@@ -71,6 +71,7 @@ pub(crate) fn machine() -> MachineState {
         created_ns: 1,
         build: "test".to_owned(),
         boot: vec![1, 2, 3],
+        nonce: Some([9; 16]),
     }
 }
 
@@ -128,6 +129,7 @@ prop_compose! {
         created_ns in any::<u64>(),
         build in ".*",
         boot in prop::collection::vec(any::<u64>(), 0..8),
+        nonce in any::<Option<[u8; 16]>>(),
     ) -> MachineState {
         let cpuid = (0..leaves).map(|_| filled(seed).0).collect();
         MachineState {
@@ -141,6 +143,7 @@ prop_compose! {
             created_ns,
             build,
             boot,
+            nonce,
         }
     }
 }

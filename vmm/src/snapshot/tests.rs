@@ -38,6 +38,7 @@ fn machine() -> SavedMachine {
         vm: state.vm,
         devices: Vec::new(),
         boot: Spans::default(),
+        nonce: state.nonce,
     }
 }
 

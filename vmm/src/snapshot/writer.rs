@@ -64,6 +64,8 @@ pub struct SavedMachine {
     pub devices: Vec<DeviceState>,
     /// Its start.
     pub boot: Spans,
+    /// By what its agent proves itself.
+    pub nonce: Option<[u8; 16]>,
 }
 
 /// A snapshot that was taken.
@@ -219,6 +221,7 @@ impl SnapshotWriter {
             created_ns: created.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
             build: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned(),
             boot: MachineState::boot_steps(&machine.boot),
+            nonce: machine.nonce,
         };
         let bytes = file::encode(&state);
         write_new(&dir.join(STATE), &bytes)?;
@@ -229,7 +232,7 @@ impl SnapshotWriter {
             .collect::<Result<Vec<_>, _>>()
             .map_err(SnapshotError::io("read the times of files in", &dir))?;
         Stamp::settle(&identities);
-        Stamp::new(&bytes, identities).put(&dir);
+        Stamp::new(file::checksum(&bytes), identities).put(&dir);
         let target = self.dir.target().to_owned();
         if !is_wanted() {
             return Err(SnapshotError::Unwanted { path: target });

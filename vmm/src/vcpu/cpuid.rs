@@ -122,6 +122,30 @@ pub fn prepare(cpuid: &mut CpuId, topology: Topology) -> Result<(), vmm_sys_util
     Ok(())
 }
 
+/// Leaves out what says nothing: a processor shows zeroes for a leaf that is
+/// not there, if it is not beyond the highest of its range. KVM looks through
+/// all entries at each CPUID instruction, and hundreds of times when it is given
+/// them.
+pub fn leave_out_empty(cpuid: &mut CpuId) {
+    const EXTENDED_BASE: u32 = 0x8000_0000;
+    let highest = |base| {
+        let leaf = cpuid.as_slice().iter().find(|entry| entry.function == base);
+        leaf.map_or(0, |entry| entry.eax)
+    };
+    let (basic, extended) = (highest(0), highest(EXTENDED_BASE));
+    cpuid.retain(|entry| {
+        let is_empty = [entry.eax, entry.ebx, entry.ecx, entry.edx] == [0; 4];
+        let may_go = match entry.function {
+            // These are not zero where they are not there, or not on every
+            // processor.
+            0xb | 0x1f | 0x8000_001e => false,
+            function if function < HYPERVISOR_BASE => function <= basic,
+            function => function > EXTENDED_BASE && function <= extended,
+        };
+        !(is_empty && may_go)
+    });
+}
+
 /// Gives prepared leaves the identity of one processor.
 pub fn set_apic_id(cpuid: &mut CpuId, id: u8) {
     let id = u32::from(id);
@@ -185,6 +209,33 @@ mod tests {
             index,
             ..kvm_cpuid_entry2::default()
         }
+    }
+
+    #[test]
+    fn only_empty_leaves_within_their_range_go() {
+        let highest = |function, eax| kvm_cpuid_entry2 {
+            eax,
+            ..leaf(function, 0)
+        };
+        let full = kvm_cpuid_entry2 {
+            edx: 1,
+            ..leaf(7, 0)
+        };
+        let kept = [
+            highest(0, 0x10),
+            full,
+            leaf(0xb, 0),
+            leaf(0x11, 0),
+            leaf(0x4000_0001, 0),
+            highest(0x8000_0000, 0x8000_001e),
+            leaf(0x8000_001e, 0),
+            leaf(0x8000_001f, 0),
+        ];
+        let mut entries = kept.to_vec();
+        entries.extend([leaf(2, 0), leaf(0xd, 2), leaf(0x8000_0002, 0)]);
+        let mut cpuid = CpuId::from_entries(&entries).unwrap();
+        leave_out_empty(&mut cpuid);
+        assert_eq!(cpuid.as_slice(), kept);
     }
 
     fn prepared(entries: &[kvm_cpuid_entry2], vcpus: u8) -> CpuId {

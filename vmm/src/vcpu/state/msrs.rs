@@ -62,7 +62,16 @@ pub(super) fn select(listed: &[u32]) -> Vec<u32> {
 /// that it need not be put back. There are many of these, and a KVM that does
 /// not have them refuses to write even that.
 pub(super) fn is_initial(index: u32, value: u64) -> bool {
-    value == 0 && (MACHINE_CHECK_BANKS.contains(&index) || is_debug(index) || is_counter(index))
+    value == 0
+        && (MACHINE_CHECK_BANKS.contains(&index)
+            || is_memory_type(index)
+            || is_debug(index)
+            || is_counter(index))
+}
+
+/// Memory types of ranges, without the default.
+fn is_memory_type(index: u32) -> bool {
+    MTRR_CAP_COUNT.contains(&index) || MTRR_FIXED.contains(&index)
 }
 
 /// Debug control and last branch records.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with,
@@ -44,29 +45,41 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket that removes its file when it is dropped.
+/// A socket that listens at a path, from when it is told to, and removes its
+/// file when it is dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
-    socket: OwnedFd,
+    socket: Option<OwnedFd>,
     path: PathBuf,
 }
 
 impl Listener {
-    /// Listens at `path`, which must not exist; only the owner may connect.
-    pub(super) fn bind(path: &Path) -> Result<Self, ListenError> {
+    /// Will listen at `path`.
+    pub(super) fn new(path: &Path) -> Result<Self, ListenError> {
         if path.as_os_str().len() + SUFFIX_MAX > PATH_MAX {
             return Err(ListenError::PathTooLong {
                 path: path.to_owned(),
             });
         }
-        let socket = Self::try_bind(path).map_err(|error| ListenError::Listen {
-            path: path.to_owned(),
-            source: error.into(),
-        })?;
         Ok(Self {
-            socket,
+            socket: None,
             path: path.to_owned(),
         })
+    }
+
+    /// Listens at its path, which must not exist; only the owner may connect.
+    pub(super) fn listen(&mut self) -> Result<(), ListenError> {
+        let socket = Self::try_bind(&self.path).map_err(|error| ListenError::Listen {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+
+    /// The socket, if it listens.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
     }
 
     fn try_bind(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -84,7 +97,8 @@ impl Listener {
     /// The next client, if one waits.
     pub(super) fn accept(&self) -> rustix::io::Result<UnixStream> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        accept_with(&self.socket, flags).map(UnixStream::from)
+        let socket = self.socket.as_ref().ok_or(Errno::BADF)?;
+        accept_with(socket, flags).map(UnixStream::from)
     }
 
     /// Connects to whoever serves `port` for the guest.
@@ -103,15 +117,11 @@ fn unix_socket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
-        // It may have been removed with the guest's directory.
-        let _ = std::fs::remove_file(&self.path);
+        if self.socket.is_some() {
+            // It may have been removed with the guest's directory.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

@@ -90,8 +90,7 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// Makes the device, and its Unix socket with mode 0600. The socket's file
-    /// is removed when device, subscriber and handles have all been dropped.
+    /// Makes the device, whose Unix socket comes with [`VsockHandle::listen`].
     ///
     /// # Errors
     /// See [`VsockError`].
@@ -220,6 +219,15 @@ pub struct VsockHandle {
 }
 
 impl VsockHandle {
+    /// Makes the device's Unix socket with mode 0600. Its file is removed when
+    /// device, subscriber and handles have all been dropped.
+    ///
+    /// # Errors
+    /// See [`VsockError`].
+    pub fn listen(&self) -> Result<(), VsockError> {
+        lock(&self.core).muxer.listen()
+    }
+
     /// Sends `bytes` to the guest. `false` if the connection has ended, or
     /// [`PORT_BACKLOG_MAX`] would be passed.
     pub fn send(&self, connection: HostConnection, bytes: &[u8]) -> bool {

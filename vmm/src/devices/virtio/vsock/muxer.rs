@@ -62,20 +62,14 @@ pub(super) struct Muxer {
 }
 
 impl Muxer {
+    /// One whose socket, at `path`, is not there yet.
     pub(super) fn new(guest_cid: u64, path: &Path, ports: HostPorts) -> Result<Self, VsockError> {
-        let listener = Listener::bind(path)?;
+        let listener = Listener::new(path)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(setup_error)?;
-        epoll::add(
-            &epoll,
-            &listener,
-            EventData::new_u64(LISTENER),
-            EventFlags::IN,
-        )
-        .map_err(setup_error)?;
         Ok(Self {
             guest_cid,
             listener,
-            accepting: true,
+            accepting: false,
             epoll,
             slots: Slots::default(),
             keys: BTreeMap::new(),
@@ -86,6 +80,12 @@ impl Muxer {
             from_guest: 0,
             from_clients: 0,
         })
+    }
+
+    /// Makes its socket. Clients are accepted from now on.
+    pub(super) fn listen(&mut self) -> Result<(), VsockError> {
+        self.listener.listen()?;
+        self.watch_listener().map_err(setup_error)
     }
 
     /// Readable when [`Self::on_host_events`] has something to do.
@@ -315,15 +315,25 @@ impl Muxer {
     fn pause_accepting(&mut self) {
         if std::mem::take(&mut self.accepting) {
             // Fails only if it is not watched.
-            let _ = epoll::delete(&self.epoll, &self.listener);
+            let socket = self.listener.socket();
+            let _ = socket.map(|socket| epoll::delete(&self.epoll, socket));
         }
     }
 
     fn resume_accepting(&mut self) {
         if !self.accepting && self.from_clients < CONNECTIONS_MAX {
-            let data = EventData::new_u64(LISTENER);
-            self.accepting = epoll::add(&self.epoll, &self.listener, data, EventFlags::IN).is_ok();
+            // It is tried again after the next connection.
+            let _ = self.watch_listener();
         }
+    }
+
+    fn watch_listener(&mut self) -> rustix::io::Result<()> {
+        if let Some(socket) = self.listener.socket() {
+            let data = EventData::new_u64(LISTENER);
+            epoll::add(&self.epoll, socket, data, EventFlags::IN)?;
+            self.accepting = true;
+        }
+        Ok(())
     }
 
     fn on_socket_event(&mut self, token: Token, flags: EventFlags) {

@@ -96,6 +96,7 @@ impl Guest {
             ports: BTreeMap::from([(PORT, echo)]),
         };
         let mut vsock = Vsock::new(config).unwrap();
+        vsock.handle().listen().unwrap();
         let memory = memory();
         let receive = DriverQueue::new(&memory, 0x10000, QUEUE_SIZE);
         let transmit = DriverQueue::new(&memory, 0x14000, QUEUE_SIZE);
