@@ -165,7 +165,8 @@ fn clones_go_on_and_are_machines_of_their_own() {
     let original = start("clones");
     let directory = Directory::new("clones");
     let work = "echo kept > /root/file; sync; echo same > /tmp/memory; \
-                (n=0; while true; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done) \
+                (n=0; while true; do n=$((n+1)); echo $n > /tmp/next; \
+                mv /tmp/next /tmp/count; sleep 0.2; done) \
                 > /dev/null 2>&1 < /dev/null &";
     in_web(&original, work);
     // As systemd does when there is none yet.

@@ -5,6 +5,7 @@
 //! to them: as long as they are the same, nobody need look again.
 
 use std::fs::{self, File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -77,7 +78,14 @@ impl Stamp {
     /// Whether the snapshot in `dir` has this one. Whatever else it has, or
     /// cannot be read, is as if it had none.
     pub(super) fn is_in(&self, dir: &Path) -> bool {
-        fs::read(dir.join(STAMP)).is_ok_and(|bytes| minicbor::to_vec(self).ok() == Some(bytes))
+        let (Ok(expected), Ok(mut file)) = (minicbor::to_vec(self), File::open(dir.join(STAMP)))
+        else {
+            return false;
+        };
+        // One byte more, to see that it ends.
+        let mut found = vec![0; expected.len() + 1];
+        let read = file.read(&mut found);
+        read.is_ok_and(|count| found[..count] == expected)
     }
 
     /// Puts it there. The files must have been looked at after
