@@ -88,7 +88,9 @@ fn create(
         },
         kernel: if is_guest {
             find(Request::Kernel(if is_pvm {
-                Flavour::Pvm
+                // Micro VMs have one processor, the shared guest all of them.
+                let vcpus = u8::try_from(environment.cpus).unwrap_or(u8::MAX);
+                Flavour::for_pvm(if model == ModelId::GuestVps { vcpus } else { 1 })
             } else {
                 Flavour::Hardware
             }))?

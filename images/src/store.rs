@@ -31,7 +31,7 @@ pub enum Request {
 
 impl Request {
     /// What a plain `insula image build` makes: all that guests and the comparison
-    /// need. The yardstick is left to those who measure, and the lab and the kernel for
+    /// need. The yardstick is left to those who measure, and the lab and the kernels for
     /// PVM hosts to machines that need them.
     pub const DEFAULT: [Self; 6] = [
         Self::Kernel(Flavour::Hardware),
@@ -57,9 +57,10 @@ impl Request {
     };
 
     /// Everything that can be asked for.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Kernel(Flavour::Hardware),
         Self::Kernel(Flavour::Pvm),
+        Self::Kernel(Flavour::PvmUp),
         Self::Kernel(Flavour::Yardstick),
         Self::Agent,
         Self::Initramfs,

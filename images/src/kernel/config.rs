@@ -8,6 +8,7 @@ const FEATURES: &str = include_str!("../../kernel/features.config");
 const BASE: &str = include_str!("../../kernel/base.config");
 const HARDWARE: &str = include_str!("../../kernel/hardware.config");
 const PVM: &str = include_str!("../../kernel/pvm.config");
+const PVM_UP: &str = include_str!("../../kernel/pvm-up.config");
 const YARDSTICK: &str = include_str!("../../kernel/yardstick.config");
 
 impl Flavour {
@@ -17,6 +18,7 @@ impl Flavour {
         match self {
             Self::Hardware => &[FEATURES, BASE, HARDWARE],
             Self::Pvm => &[FEATURES, PVM],
+            Self::PvmUp => &[FEATURES, PVM, PVM_UP],
             Self::Yardstick => &[FEATURES, YARDSTICK],
         }
     }
@@ -24,7 +26,7 @@ impl Flavour {
     /// The kernel's own configuration that the fragments are put on.
     pub(super) fn foundation(self) -> Foundation {
         match self {
-            Self::Hardware | Self::Pvm => Foundation::Nothing,
+            Self::Hardware | Self::Pvm | Self::PvmUp => Foundation::Nothing,
             Self::Yardstick => Foundation::Defaults(&["x86_64_defconfig", "kvm_guest.config"]),
         }
     }
@@ -37,6 +39,17 @@ pub(super) enum Foundation {
     Nothing,
     /// These configuration targets of the kernel's makefile, one after the other.
     Defaults(&'static [&'static str]),
+}
+
+/// The kernel's top-level Kconfig with another frequency of the timer tick in it,
+/// for those that its menu does not offer: of two definitions of a symbol the first
+/// one's default counts. `None` if the file is not as expected.
+pub(super) fn with_frequency(kconfig: &str, hertz: u32) -> Option<String> {
+    const FIRST: &str = "source \"scripts/Kconfig.include\"\n";
+    let (head, rest) = kconfig.split_once(FIRST)?;
+    Some(format!(
+        "{head}{FIRST}\nconfig HZ\n\tint\n\tdefault {hertz}\n{rest}"
+    ))
 }
 
 /// The options that a configuration or fragment sets: name (with `CONFIG_`) to
@@ -101,20 +114,47 @@ mod tests {
         assert_eq!(lost, ["CONFIG_A=y (is m)", "CONFIG_C=y (is n)"]);
     }
 
-    /// The one option that a flavour takes back from another fragment.
-    const TAKEN_BACK: (Flavour, &str) = (Flavour::Pvm, "CONFIG_PARAVIRT_SPINLOCKS");
+    /// The options that flavours take back from another fragment.
+    const TAKEN_BACK: [(Flavour, &[&str]); 2] = [
+        (Flavour::Pvm, &["CONFIG_PARAVIRT_SPINLOCKS"]),
+        (
+            Flavour::PvmUp,
+            &[
+                "CONFIG_PARAVIRT_SPINLOCKS",
+                "CONFIG_SMP",
+                "CONFIG_CPUSETS",
+                "CONFIG_NR_CPUS",
+                "CONFIG_LOCALVERSION",
+                "CONFIG_LOG_CPU_MAX_BUF_SHIFT",
+            ],
+        ),
+    ];
 
     #[test]
     fn no_fragment_sets_an_option_twice() {
         for flavour in Flavour::ALL {
+            let taken_back = TAKEN_BACK.iter().find(|(of, _)| *of == flavour);
+            let taken_back = taken_back.map_or(&[][..], |(_, names)| names);
             let mut seen = BTreeMap::new();
             for (name, value) in flavour.fragments().iter().flat_map(|f| options(f)) {
                 let other = seen.insert(name, value);
-                if let Some(other) = other.filter(|_| (flavour, name) != TAKEN_BACK) {
+                if let Some(other) = other.filter(|_| !taken_back.contains(&name)) {
                     assert_ne!(value, other, "{name} is set twice for {flavour}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn another_frequency_comes_before_the_kernels_own() {
+        let kconfig = "mainmenu \"x\"\n\nsource \"scripts/Kconfig.include\"\n\nsource \"a\"\n";
+        let with = with_frequency(kconfig, 50).unwrap();
+        assert_eq!(
+            with,
+            "mainmenu \"x\"\n\nsource \"scripts/Kconfig.include\"\n\nconfig HZ\n\tint\n\
+             \tdefault 50\n\nsource \"a\"\n"
+        );
+        assert_eq!(with_frequency("source \"a\"\n", 50), None);
     }
 
     #[test]

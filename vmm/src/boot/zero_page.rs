@@ -1,7 +1,9 @@
 //! The zero page: what Linux is told about the machine
-//! (`Documentation/arch/x86/zero-page.rst`).
+//! (`Documentation/arch/x86/zero-page.rst`), and the random numbers that it
+//! begins with.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::BootError;
@@ -20,19 +22,46 @@ const KERNEL_ALIGNMENT: u32 = 0x20_0000;
 
 const E820_RAM: u32 = 1;
 
+/// `SETUP_RNG_SEED` of `setup_data`.
+const SETUP_RNG_SEED: u32 = 9;
+/// As many as Linux's generator wants before it calls itself initialized.
+const SEED_SIZE: usize = 32;
+
 /// Puts the zero page into guest memory.
 pub(super) fn write(
     memory: &GuestMemory,
     cmdline_length: u32,
     initrd: Option<Initrd>,
 ) -> Result<(), BootError> {
-    let params = build(memory, cmdline_length, initrd);
+    let mut params = build(memory, cmdline_length, initrd);
+    if let Some(seed) = seed() {
+        memory
+            .write_slice(&seed, GuestAddress(layout::RANDOM_SEED))
+            .map_err(|source| BootError::Memory {
+                what: "random seed",
+                source,
+            })?;
+        params.hdr.setup_data = layout::RANDOM_SEED;
+    }
     memory
         .write_obj(params, GuestAddress(layout::ZERO_PAGE))
         .map_err(|source| BootError::Memory {
             what: "zero page",
             source,
         })
+}
+
+/// A `setup_data` of random numbers, which Linux takes for its own before it needs
+/// any, and wipes. Until it has them it makes do with each that it is asked for by
+/// hashing all that it knows. None where the host has none to give.
+fn seed() -> Option<[u8; layout::RANDOM_SEED_SIZE as usize]> {
+    let mut data = [0; layout::RANDOM_SEED_SIZE as usize];
+    // After the address of the next one, of which there is none.
+    data[8..12].copy_from_slice(&SETUP_RNG_SEED.to_le_bytes());
+    data[12..16].copy_from_slice(&(SEED_SIZE as u32).to_le_bytes());
+    // So few come whole (getrandom(2)).
+    let got = getrandom(&mut data[16..], GetRandomFlags::empty()).ok()?;
+    (got == SEED_SIZE).then_some(data)
 }
 
 fn build(memory: &GuestMemory, cmdline_length: u32, initrd: Option<Initrd>) -> boot_params {
@@ -115,5 +144,14 @@ mod tests {
         assert_eq!({ params.hdr.cmdline_size }, 17);
         assert_eq!({ params.hdr.ramdisk_image }, 0x80_0000);
         assert_eq!({ params.hdr.ramdisk_size }, 0x1234);
+        assert_eq!({ params.hdr.setup_data }, layout::RANDOM_SEED);
+    }
+
+    #[test]
+    fn every_kernel_begins_with_numbers_of_its_own() {
+        let (one, other) = (seed().unwrap(), seed().unwrap());
+        assert_eq!(one[..8], [0; 8]);
+        assert_eq!(one[8..16], [9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_ne!(one[16..], other[16..]);
     }
 }

@@ -6,6 +6,7 @@
 //! | `0x500` | `0x530` | GDT, then IDT, of the boot processor's first instructions |
 //! | `0x7000` | `0x8000` | zero page (`boot_params`) |
 //! | `0x8000` | `0x8800` | kernel command line |
+//! | `0x8800` | `0x8830` | random numbers that the kernel begins with |
 //! | `0x9000` | `0xc000` | page tables: the first GiB, one to one |
 //! | `0x9_fc00` | `0x10_0000` | reserved (EBDA, video memory, BIOS) |
 //! | `0x10_0000` | end of low memory | kernel; the initramfs at the end |
@@ -32,6 +33,11 @@ pub const ZERO_PAGE: u64 = 0x7000;
 pub const CMDLINE: u64 = 0x8000;
 /// Bytes for the command line with its final NUL: Linux's `COMMAND_LINE_SIZE` on x86.
 pub const CMDLINE_MAX: u64 = 0x800;
+
+/// `setup_data` with random numbers.
+pub const RANDOM_SEED: u64 = 0x8800;
+/// Bytes of it: a header and the numbers.
+pub const RANDOM_SEED_SIZE: u64 = 0x30;
 
 /// Top level of the boot page tables; the two lower levels follow.
 pub const PML4: u64 = 0x9000;
@@ -81,7 +87,7 @@ const _: () = {
     assert!(MP_TABLE + MP_TABLE_MAX <= GDT);
     assert!(GDT + 4 * 8 <= IDT && IDT + 8 <= ZERO_PAGE);
     assert!(ZERO_PAGE + 0x1000 <= CMDLINE);
-    assert!(CMDLINE + CMDLINE_MAX <= PML4);
+    assert!(CMDLINE + CMDLINE_MAX <= RANDOM_SEED && RANDOM_SEED + RANDOM_SEED_SIZE <= PML4);
     assert!(PML4 + 0x1000 == PDPT && PDPT + 0x1000 == PAGE_DIRECTORY);
     assert!(PAGE_DIRECTORY + 0x1000 <= EBDA && EBDA < HIGH_MEMORY && HIGH_MEMORY < DEVICES);
     assert!(VIRTIO_MMIO + VIRTIO_MMIO_SIZE * 19 <= IOAPIC as u64);

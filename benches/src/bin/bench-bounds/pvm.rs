@@ -172,7 +172,7 @@ impl Images {
         let find =
             |request| -> Result<PathBuf> { Ok(store.ensure(request, &Progress::silent())?.path) };
         Ok(Self {
-            kernel: find(Request::Kernel(Flavour::Pvm))?,
+            kernel: find(Request::Kernel(Flavour::PvmUp))?,
             initramfs: find(Request::Initramfs)?,
             template: find(Request::Template(Template::Busybox))?,
         })

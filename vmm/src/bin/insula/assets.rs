@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use images::kernel::Flavour;
 use images::templates::Template;
 use images::{Request, Store, disks};
+use vmm::config::VcpuCount;
 use vmm::guest::Size;
 
 use crate::failure::Failure;
@@ -27,10 +28,10 @@ impl<'a> Assets<'a> {
         })
     }
 
-    /// The file of the guest kernel for this KVM.
-    pub(crate) fn kernel(&self, kvm: &Kvm) -> Result<PathBuf, Failure> {
+    /// The file of the kernel for guests with so many processors on this KVM.
+    pub(crate) fn kernel(&self, kvm: &Kvm, vcpus: VcpuCount) -> Result<PathBuf, Failure> {
         self.file(Request::Kernel(match kvm {
-            Kvm::Pvm { .. } => Flavour::Pvm,
+            Kvm::Pvm { .. } => Flavour::for_pvm(vcpus.get()),
             Kvm::Hardware | Kvm::Missing { .. } => Flavour::Hardware,
         }))
     }

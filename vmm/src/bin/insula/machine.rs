@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name};
 use images::kernel;
-use vmm::config::{HostKvm, ReadyTimeout};
+use vmm::config::{HostKvm, ReadyTimeout, VcpuCount};
 use vmm::guest::{Drive, Guest, GuestSpec, RunRoot, Size};
 
 use crate::assets::{self, Assets};
@@ -72,7 +72,7 @@ pub(crate) fn launch(
             warn_of_slow_boot(&kvm, output);
             absolute(path)?
         }
-        None => assets.kernel(&kvm)?,
+        None => assets.kernel(&kvm, options.vcpus.unwrap_or(VcpuCount::MIN))?,
     };
     let initramfs = assets.initramfs()?;
     let mut drives = Vec::new();
