@@ -264,7 +264,8 @@ impl Make<'_> {
     fn compile(&self, progress: &Progress) -> Result<()> {
         let title = format!("building the guest kernel ({})", self.flavour);
         let task = progress.task(&title, Some(self.flavour.expected_steps()));
-        let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // One more than there are processors: there is always one that waits.
+        let jobs = 1 + std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let mut make = self.command();
         make.arg(format!("-j{jobs}")).arg(VMLINUX);
         make.stdin(self.lock.as_stdin().at("share the lock on", self.build)?);
