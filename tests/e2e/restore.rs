@@ -178,8 +178,8 @@ fn a_killed_command_leaves_the_old_snapshot_and_the_guest() {
         // that it is in the middle for certain.
         "exec 2>/dev/null; {AWAIT_PARTIAL}; kill -STOP {pid}; ls -d $D.partial-* >/dev/null 2>&1; middle=$?; \
          for process in /proc/[0-9]*; do \
-           case \"$(cat $process/comm; tr '\\0' ' ' < $process/cmdline)\" in \
-             insula*' {name} '*) kill -9 ${{process#/proc/}};; \
+           case \"$(cat $process/comm) $(tr '\\0' ' ' < $process/cmdline)\" in \
+             'insula '*' {name} '*) kill -9 ${{process#/proc/}};; \
            esac; \
          done; sleep 0.2; kill -CONT {pid}; exit $middle",
         name = original.as_str(),
