@@ -112,7 +112,8 @@ impl Agent {
                 env: Vec::new(),
                 terminal: None,
             };
-            let client = Client::connect(endpoint)
+            // All of them wait while the agent makes the first.
+            let client = Client::connect_within(endpoint, PATIENCE)
                 .map_err(|error| ModelError::machinery(model, "connecting to the agent", error))?;
             follow(model, client.run(run), clock, PATIENCE)
         };
