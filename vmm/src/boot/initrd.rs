@@ -62,8 +62,12 @@ pub enum InitrdError {
 /// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 const SEGMENT_ALIGNMENT: u64 = 4;
 const PAGE_SIZE: u64 = 0x1000;
+/// Linux maps memory from the last large page that it finds free downwards. What
+/// lies above takes it one more walk over all its tables.
+const LARGE_PAGE_SIZE: u64 = 0x20_0000;
 
-/// Loads the segments one behind the other at the end of low memory.
+/// Loads the segments one behind the other near the end of low memory: below its
+/// last large page, or in it where memory is too small for that.
 ///
 /// # Errors
 /// [`InitrdError`], which names the segment.
@@ -84,10 +88,11 @@ pub(super) fn load(
         return Ok(None);
     }
     let memory_end = memory::low_memory_end(memory).0;
-    let address = memory_end
-        .checked_sub(size)
-        .map(|address| address & !(PAGE_SIZE - 1))
-        .filter(|address| *address >= kernel_end)
+    let last_large_page = (memory_end & !(LARGE_PAGE_SIZE - 1)).saturating_sub(LARGE_PAGE_SIZE);
+    let address = [last_large_page, memory_end]
+        .into_iter()
+        .filter_map(|end| Some(end.checked_sub(size)? & !(PAGE_SIZE - 1)))
+        .find(|address| *address >= kernel_end)
         .ok_or(InitrdError::TooLarge {
             size,
             kernel_end,
@@ -149,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn segments_are_aligned_and_at_the_end_of_memory() {
+    fn segments_are_aligned_and_leave_the_last_large_page_free() {
         let (_dir, paths) = files(&[b"07070", b"second"]);
         let memory = memory();
         let initrd = load(&memory, &paths, 0x10_0000).unwrap().unwrap();
         assert_eq!(
             initrd,
             Initrd {
-                address: (16 << 20) - 0x1000,
+                address: (14 << 20) - 0x1000,
                 size: 14
             }
         );
@@ -165,6 +170,13 @@ mod tests {
             .read_slice(&mut bytes, GuestAddress(initrd.address.into()))
             .unwrap();
         assert_eq!(&bytes, b"07070\0\0\0second");
+    }
+
+    #[test]
+    fn small_memory_is_used_to_its_end() {
+        let (_dir, paths) = files(&[&[0; 0x2000]]);
+        let initrd = load(&memory(), &paths, 14 << 20).unwrap().unwrap();
+        assert_eq!(initrd.address, (16 << 20) - 0x2000);
     }
 
     #[test]

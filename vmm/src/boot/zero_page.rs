@@ -87,7 +87,7 @@ fn build(memory: &GuestMemory, cmdline_length: u32, initrd: Option<Initrd>) -> b
             entries += 1;
         }
     };
-    add(0, layout::EBDA);
+    add(layout::CONVENTIONAL_MEMORY, layout::EBDA);
     for region in memory.iter() {
         let start = region.start_addr().0;
         add(start.max(layout::HIGH_MEMORY), start + region.len());
@@ -114,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_map_leaves_out_the_hole_below_one_mib() {
-        assert_eq!(map(128 << 20), [(0, 0x9_fc00), (0x10_0000, 128 << 20)]);
+    fn memory_map_leaves_out_the_first_page_and_the_hole_below_one_mib() {
+        assert_eq!(map(128 << 20), [(0x1000, 0x9_fc00), (0x10_0000, 128 << 20)]);
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(
             map(8 << 30),
             [
-                (0, 0x9_fc00),
+                (0x1000, 0x9_fc00),
                 (0x10_0000, 0xd000_0000),
                 (0x1_0000_0000, 0x1_0000_0000 + (8 << 30) - 0xd000_0000)
             ]

@@ -2,13 +2,14 @@
 //!
 //! | from | to | what |
 //! | --- | --- | --- |
-//! | `0x0` | `0x400` | MP floating pointer and table, where Linux looks first |
-//! | `0x500` | `0x530` | GDT, then IDT, of the boot processor's first instructions |
+//! | `0x0` | `0x1000` | not in the memory map: Linux keeps off the first page anyway, and would split an entry for it |
+//! | `0x0` | `0x400` | in it: MP floating pointer and table, where Linux looks first |
+//! | `0x500` | `0x530` | in it: GDT, then IDT, of the boot processor's first instructions |
 //! | `0x7000` | `0x8000` | zero page (`boot_params`) |
 //! | `0x8000` | `0x8800` | kernel command line |
-//! | `0x8800` | `0x8830` | random numbers that the kernel begins with |
 //! | `0x9000` | `0xc000` | page tables: the first GiB, one to one |
-//! | `0x9_fc00` | `0x10_0000` | reserved (EBDA, video memory, BIOS) |
+//! | `0x9_fc00` | `0x10_0000` | not in the memory map (EBDA, video memory, BIOS) |
+//! | `0x9_fc00` | `0x9_fc30` | in it: random numbers that the kernel begins with |
 //! | `0x10_0000` | end of low memory | kernel; the initramfs at the end |
 //! | `0xd000_0000` | `0x1_0000_0000` | devices: virtio-mmio, IOAPIC, local APIC, KVM's own pages |
 //! | `0x1_0000_0000` | | memory that did not fit below the devices |
@@ -29,15 +30,13 @@ pub const IDT: u64 = 0x520;
 /// `boot_params`, which the 64-bit boot protocol passes in RSI.
 pub const ZERO_PAGE: u64 = 0x7000;
 
+/// Start of conventional memory.
+pub const CONVENTIONAL_MEMORY: u64 = 0x1000;
+
 /// Kernel command line.
 pub const CMDLINE: u64 = 0x8000;
 /// Bytes for the command line with its final NUL: Linux's `COMMAND_LINE_SIZE` on x86.
 pub const CMDLINE_MAX: u64 = 0x800;
-
-/// `setup_data` with random numbers.
-pub const RANDOM_SEED: u64 = 0x8800;
-/// Bytes of it: a header and the numbers.
-pub const RANDOM_SEED_SIZE: u64 = 0x30;
 
 /// Top level of the boot page tables; the two lower levels follow.
 pub const PML4: u64 = 0x9000;
@@ -48,6 +47,12 @@ pub const PAGE_DIRECTORY: u64 = 0xb000;
 
 /// End of conventional memory.
 pub const EBDA: u64 = 0x9_fc00;
+/// `setup_data` with random numbers. Where there is memory that the memory map does
+/// not have: of an entry that it lay in, Linux would make three, and it asks each entry
+/// thousands of times while it maps memory.
+pub const RANDOM_SEED: u64 = EBDA;
+/// Bytes of it: a header and the numbers.
+pub const RANDOM_SEED_SIZE: u64 = 0x30;
 /// Start of the memory that a kernel may be loaded into.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -85,11 +90,12 @@ pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
 // The areas of low memory are in order and do not overlap.
 const _: () = {
     assert!(MP_TABLE + MP_TABLE_MAX <= GDT);
-    assert!(GDT + 4 * 8 <= IDT && IDT + 8 <= ZERO_PAGE);
-    assert!(ZERO_PAGE + 0x1000 <= CMDLINE);
-    assert!(CMDLINE + CMDLINE_MAX <= RANDOM_SEED && RANDOM_SEED + RANDOM_SEED_SIZE <= PML4);
+    assert!(GDT + 4 * 8 <= IDT && IDT + 8 <= CONVENTIONAL_MEMORY);
+    assert!(CONVENTIONAL_MEMORY <= ZERO_PAGE && ZERO_PAGE + 0x1000 <= CMDLINE);
+    assert!(CMDLINE + CMDLINE_MAX <= PML4);
     assert!(PML4 + 0x1000 == PDPT && PDPT + 0x1000 == PAGE_DIRECTORY);
-    assert!(PAGE_DIRECTORY + 0x1000 <= EBDA && EBDA < HIGH_MEMORY && HIGH_MEMORY < DEVICES);
+    assert!(PAGE_DIRECTORY + 0x1000 <= EBDA && EBDA <= RANDOM_SEED);
+    assert!(RANDOM_SEED + RANDOM_SEED_SIZE <= HIGH_MEMORY && HIGH_MEMORY < DEVICES);
     assert!(VIRTIO_MMIO + VIRTIO_MMIO_SIZE * 19 <= IOAPIC as u64);
     assert!((IOAPIC as u64) < (LOCAL_APIC as u64) && (LOCAL_APIC as u64) < KVM_TSS);
 };
