@@ -116,11 +116,20 @@ mod tests {
 
     /// The options that flavours take back from another fragment.
     const TAKEN_BACK: [(Flavour, &[&str]); 2] = [
-        (Flavour::Pvm, &["CONFIG_PARAVIRT_SPINLOCKS"]),
+        (
+            Flavour::Pvm,
+            &[
+                "CONFIG_PARAVIRT_SPINLOCKS",
+                "CONFIG_SECURITY",
+                "CONFIG_SECURITY_YAMA",
+            ],
+        ),
         (
             Flavour::PvmUp,
             &[
                 "CONFIG_PARAVIRT_SPINLOCKS",
+                "CONFIG_SECURITY",
+                "CONFIG_SECURITY_YAMA",
                 "CONFIG_SMP",
                 "CONFIG_CPUSETS",
                 "CONFIG_NR_CPUS",
