@@ -65,6 +65,11 @@ pub struct Plan {
     pub blocks: u32,
     /// Milliseconds that one piece of work takes in `process`.
     pub work_ms: u64,
+    /// Milliseconds that one piece of work may take in a guest, where guests' kernels
+    /// are emulated: there what a process does in a second takes a guest an hour. The
+    /// work is cut to that for every model.
+    #[serde(default)]
+    pub guest_work_ms: Option<u64>,
     /// Cold starts of each model in each block.
     pub cold_starts: u32,
     /// Restored starts of each model that has snapshots, in each block.
@@ -138,21 +143,10 @@ impl Plan {
             (Profile::Full, true) => (12, 2000, 5, 8, 6),
         };
         let blocks = wishes.blocks.unwrap_or(blocks);
-        let mut measurements = wishes.measurements.clone();
+        let measurements = wishes.measurements.clone();
         let mut adjustments = Vec::new();
         if emulated {
             adjustments.push("the host is emulated: fewer repetitions than on hardware".to_owned());
-        }
-        if host == HostKind::Pvm {
-            let restored = [Measurement::StartRestore, Measurement::StartBurst];
-            let wanted = measurements.len();
-            measurements.retain(|measurement| !restored.contains(measurement));
-            if measurements.len() < wanted {
-                adjustments.push(
-                    "guests are not restored on a PVM host: without start.restore and start.burst"
-                        .to_owned(),
-                );
-            }
         }
         Self {
             profile: wishes.profile,
@@ -161,6 +155,7 @@ impl Plan {
             measurements,
             blocks,
             work_ms,
+            guest_work_ms: (host == HostKind::Pvm).then_some(GUEST_WORK_MS),
             cold_starts: starts,
             restores: starts,
             bursts: Metric::BURSTS.to_vec(),
@@ -180,6 +175,20 @@ impl Plan {
             Profile::Quick => 11.0 * 60.0,
             Profile::Full => 4.0 * 3600.0,
         }
+    }
+
+    /// Cuts the work of a workload to what a guest does in its time, and says so.
+    pub fn cut_work(&mut self, metric: Metric, amount: u64) {
+        let Some(work) = self.work.get_mut(&metric).filter(|work| **work > amount) else {
+            return;
+        };
+        *work = amount;
+        let short = format!("{metric}: short work, ");
+        self.adjustments.retain(|text| !text.starts_with(&short));
+        self.adjustments.push(format!(
+            "{short}so that it ends in guests, too, whose kernels are emulated: {amount}, for \
+             every model"
+        ));
     }
 
     /// Leaves out the bursts for which the host has no room, and says so.
@@ -385,6 +394,9 @@ impl Plan {
 /// guest takes the pages that it touches, and its machine process.
 const BURST_INSTANCE_MIB: u64 = 24;
 
+/// [`Plan::guest_work_ms`] on PVM hosts.
+const GUEST_WORK_MS: u64 = 3000;
+
 /// Seconds that the host's memory is given to settle after a launch.
 pub const SETTLE_S: f64 = 0.3;
 
@@ -484,12 +496,23 @@ mod tests {
     }
 
     #[test]
-    fn on_a_pvm_host_nothing_is_restored() {
-        let plan = Plan::new(&wishes(1, None), HostKind::Pvm);
-        assert!(!plan.measures(Measurement::StartRestore));
-        assert!(!plan.measures(Measurement::StartBurst));
-        assert!(plan.measures(Measurement::StartCold));
-        assert!(plan.adjustments.iter().any(|text| text.contains("PVM")));
+    fn work_that_guests_take_too_long_for_is_cut_on_a_pvm_host() {
+        let plan = |host| Plan::new(&wishes(1, None), host);
+        assert_eq!(plan(HostKind::Emulated).guest_work_ms, None);
+        let mut plan = plan(HostKind::Pvm);
+        assert_eq!(plan.guest_work_ms, Some(GUEST_WORK_MS));
+        plan.work.insert(Metric::SysNull, 9_000_000);
+        for guest in [5000, 4000, 6000] {
+            plan.cut_work(Metric::SysNull, guest);
+        }
+        assert_eq!(plan.work[&Metric::SysNull], 4000);
+        let said: Vec<_> = plan
+            .adjustments
+            .iter()
+            .filter(|text| text.contains("sys.null"))
+            .collect();
+        assert_eq!(said.len(), 1, "{:?}", plan.adjustments);
+        assert!(said[0].contains("4000, for every model"), "{said:?}");
     }
 
     #[test]

@@ -71,6 +71,9 @@ fn create(
         return Err("VPSs on the host need root: run it with sudo".into());
     }
     let is_pvm = environment.host == HostKind::Pvm;
+    // Several processors in a PVM guest spend themselves on ticks: one measures
+    // the model, two would measure the emulator's time keeping.
+    let shared_vcpus = if is_pvm { 1 } else { environment.cpus };
     if let Some(reason) = place::no_guests().filter(|_| is_guest && !is_pvm) {
         return Err(reason);
     }
@@ -88,9 +91,7 @@ fn create(
         },
         kernel: if is_guest {
             find(Request::Kernel(if is_pvm {
-                // Micro VMs have one processor, the shared guest all of them.
-                let vcpus = u8::try_from(environment.cpus).unwrap_or(u8::MAX);
-                Flavour::for_pvm(if model == ModelId::GuestVps { vcpus } else { 1 })
+                Flavour::for_pvm(1)
             } else {
                 Flavour::Hardware
             }))?
@@ -111,7 +112,7 @@ fn create(
     };
     Ok(match model {
         ModelId::HostVps => Box::new(HostVpsModel::new(images)),
-        ModelId::GuestVps => Box::new(GuestVpsModel::new(images, environment.cpus)),
+        ModelId::GuestVps => Box::new(GuestVpsModel::new(images, shared_vcpus)),
         _ => Box::new(MicrovmModel::new(images)),
     })
 }

@@ -73,7 +73,7 @@ pub fn warm_up(
 /// Everything once, thrown away.
 fn try_out(
     model: &mut dyn Model,
-    plan: &Plan,
+    plan: &mut Plan,
     limits: &InstanceLimits,
 ) -> Result<Cost, ModelError> {
     let opened = Instant::now();
@@ -96,6 +96,9 @@ fn try_out(
                 String::from_utf8_lossy(&hello.stderr).trim()
             ),
         });
+    }
+    if let Some(budget_ms) = plan.guest_work_ms.filter(|_| model.id().has_snapshots()) {
+        cut_work(&mut *instance, model.id(), plan, budget_ms)?;
     }
     let worked = Instant::now();
     let place = Place {
@@ -134,6 +137,21 @@ fn try_out(
         snapshot_s,
         burst_s,
     })
+}
+
+/// Cuts the work of every workload to what this guest does in its time.
+fn cut_work(
+    instance: &mut dyn Instance,
+    model: ModelId,
+    plan: &mut Plan,
+    budget_ms: u64,
+) -> Result<(), ModelError> {
+    for metric in plan.work_metrics() {
+        let amount = calibrate(instance, metric, budget_ms)
+            .map_err(|reason| ModelError::Unavailable { model, reason })?;
+        plan.cut_work(metric, amount);
+    }
+    Ok(())
 }
 
 /// Carries out a plan.
