@@ -275,7 +275,7 @@ impl Plan {
             self.density_blocks -= 1;
         } else if !fixed_blocks && self.blocks > 3 {
             self.blocks -= 1;
-        } else if burst && self.bursts.len() > 2 {
+        } else if burst && self.bursts.len() > 1 {
             self.bursts.pop();
         } else {
             return false;
@@ -479,7 +479,7 @@ mod tests {
         slower.fit(&costs(30.0), false, 0.0);
         assert_eq!((slower.blocks, slower.cold_starts), (3, 1));
         assert_eq!((slower.restores, slower.burst_blocks), (1, 1));
-        assert_eq!(slower.bursts, [Metric::Burst1, Metric::Burst10]);
+        assert_eq!(slower.bursts, [Metric::Burst1]);
         assert!(!slower.metrics().contains(&Metric::Burst50));
         assert!(slower.is_indicative());
         assert!(slower.adjustments.len() > 1, "{:?}", slower.adjustments);
