@@ -116,9 +116,9 @@ impl Flavour {
     /// How many lines of work `make` reports, for the progress bar.
     fn expected_steps(self) -> u64 {
         match self {
-            Self::Hardware => 1924,
-            Self::Pvm => 1900,
-            Self::PvmUp => 1850,
+            Self::Hardware => 1857,
+            Self::Pvm => 1815,
+            Self::PvmUp => 1730,
             Self::Yardstick => 4020,
         }
     }
