@@ -117,6 +117,25 @@ impl Agent {
         }
     }
 
+    /// Lets a caller go that has taken too long. It may have been the agent that did,
+    /// with what others wanted: what has arrived meanwhile counts.
+    pub(super) fn close_late(&mut self, id: u32) {
+        if self.is_late(id) {
+            self.on_socket(id, EventFlags::IN);
+        }
+        if self.is_late(id)
+            && let Some(connection) = self.connections.remove(&id)
+        {
+            self.drop_connection(connection);
+        }
+    }
+
+    fn is_late(&self, id: u32) -> bool {
+        self.connections.get(&id).is_some_and(|connection| {
+            matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing)
+        })
+    }
+
     /// Brings a connection up to date after anything happened to it, and puts
     /// it (back) into the table, or lets it go.
     pub(super) fn settle(&mut self, mut connection: Connection) {

@@ -304,14 +304,7 @@ impl Agent {
 
     fn expire(&mut self, due: Due) {
         match due {
-            Due::Closing(id) => {
-                let late = self.connections.get(&id).is_some_and(|connection| {
-                    matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing)
-                });
-                if late && let Some(connection) = self.connections.remove(&id) {
-                    self.drop_connection(connection);
-                }
-            }
+            Due::Closing(id) => self.close_late(id),
             Due::Grace(id) => {
                 let Some(mut connection) = self.connections.remove(&id) else {
                     return;
