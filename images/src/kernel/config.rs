@@ -115,7 +115,8 @@ mod tests {
     }
 
     /// The options that flavours take back from another fragment.
-    const TAKEN_BACK: [(Flavour, &[&str]); 2] = [
+    const TAKEN_BACK: [(Flavour, &[&str]); 3] = [
+        (Flavour::Yardstick, &["CONFIG_IO_URING"]),
         (
             Flavour::Pvm,
             &[
