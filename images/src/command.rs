@@ -1,5 +1,6 @@
 //! Running the programs that build things.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -36,7 +37,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// that was not set).
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run`]; with its first line about an error, too.
 pub fn run_lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<()> {
     let shown = show(command);
     let failed = |source| Error::Spawn {
@@ -52,13 +53,19 @@ pub fn run_lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<()
     // The command keeps the pipe's write ends, and the loop below ends only when all are closed.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = spawned.map_err(|source| spawn_error(command, source))?;
-    let mut kept = std::collections::VecDeque::with_capacity(LAST_LINES);
+    let mut kept = VecDeque::<String>::with_capacity(LAST_LINES);
+    // What others that run beside it still print may push it out of the last lines.
+    let mut complaint = None;
     for text in BufReader::new(reader).split(b'\n') {
         let Ok(text) = text else { break };
         let text = String::from_utf8_lossy(&text).into_owned();
         line(&text);
-        if kept.len() == LAST_LINES {
-            kept.pop_front();
+        if kept.len() == LAST_LINES
+            && let Some(gone) = kept.pop_front()
+            && complaint.is_none()
+            && gone.contains("error:")
+        {
+            complaint = Some(gone);
         }
         kept.push_back(text);
     }
@@ -66,7 +73,10 @@ pub fn run_lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<()
     if status.success() {
         return Ok(());
     }
-    let output = last_lines(kept.iter().map(String::as_str));
+    let mut output = last_lines(kept.iter().map(String::as_str));
+    if let Some(complaint) = complaint {
+        output.insert_str(0, &format!("{complaint}\n  …\n"));
+    }
     Err(Error::Command {
         command: shown,
         status: status.to_string(),
@@ -127,6 +137,15 @@ mod tests {
         let message = run_lines(&mut command, |l| lines.push(l.to_owned())).unwrap_err();
         assert_eq!(lines, ["first", "second"]);
         assert!(message.to_string().contains("first\nsecond"), "{message}");
+    }
+
+    #[test]
+    fn the_first_error_is_shown_however_much_is_printed_after_it() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'a.c:3: error: no'; seq 60; exit 2"]);
+        let message = run_lines(&mut command, |_| {}).unwrap_err().to_string();
+        assert!(message.contains("a.c:3: error: no\n  …\n36\n"), "{message}");
+        assert!(message.ends_with("60"), "{message}");
     }
 
     #[test]
