@@ -143,7 +143,6 @@ impl Plan {
             (Profile::Full, true) => (12, 2000, 5, 8, 6),
         };
         let blocks = wishes.blocks.unwrap_or(blocks);
-        let measurements = wishes.measurements.clone();
         let mut adjustments = Vec::new();
         if emulated {
             adjustments.push("the host is emulated: fewer repetitions than on hardware".to_owned());
@@ -152,7 +151,7 @@ impl Plan {
             profile: wishes.profile,
             seed: wishes.seed,
             models: wishes.models.clone(),
-            measurements,
+            measurements: wishes.measurements.clone(),
             blocks,
             work_ms,
             guest_work_ms: (host == HostKind::Pvm).then_some(GUEST_WORK_MS),

@@ -16,6 +16,10 @@ use compare::result::UnavailableModel;
 
 use crate::place;
 
+/// Processors of every guest on a PVM host. Several spend themselves on ticks: one
+/// measures the model, two would measure the emulator's time keeping.
+const PVM_VCPUS: u8 = 1;
+
 /// The models that can be tried, and those that can't.
 pub(crate) struct Registry {
     /// `process`, for finding the amount of work.
@@ -71,9 +75,11 @@ fn create(
         return Err("VPSs on the host need root: run it with sudo".into());
     }
     let is_pvm = environment.host == HostKind::Pvm;
-    // Several processors in a PVM guest spend themselves on ticks: one measures
-    // the model, two would measure the emulator's time keeping.
-    let shared_vcpus = if is_pvm { 1 } else { environment.cpus };
+    let shared_vcpus = if is_pvm {
+        PVM_VCPUS.into()
+    } else {
+        environment.cpus
+    };
     if let Some(reason) = place::no_guests().filter(|_| is_guest && !is_pvm) {
         return Err(reason);
     }
@@ -91,7 +97,7 @@ fn create(
         },
         kernel: if is_guest {
             find(Request::Kernel(if is_pvm {
-                Flavour::for_pvm(1)
+                Flavour::for_pvm(PVM_VCPUS)
             } else {
                 Flavour::Hardware
             }))?

@@ -131,16 +131,16 @@ impl Agent {
     }
 
     fn is_late(&self, id: u32) -> bool {
-        self.connections.get(&id).is_some_and(|connection| {
-            matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing)
-        })
+        self.connections
+            .get(&id)
+            .is_some_and(|connection| connection.stage.is_passing())
     }
 
     /// Brings a connection up to date after anything happened to it, and puts
     /// it (back) into the table, or lets it go.
     pub(super) fn settle(&mut self, mut connection: Connection) {
         self.advance(&mut connection);
-        if !matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing) {
+        if !connection.stage.is_passing() {
             self.unlimit(&mut connection);
         }
         if connection.outbox.len() > 0 {

@@ -49,6 +49,14 @@ pub(crate) enum Stage {
     Finishing,
 }
 
+impl Stage {
+    /// Whether it has yet to say hello, or only to hang up: no requests are taken, and
+    /// there is a limit to how long that may last.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Greeting(_) | Self::Finishing)
+    }
+}
+
 /// What came of reading a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {

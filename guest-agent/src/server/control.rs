@@ -8,7 +8,7 @@ use crate::supervisor::{Supervisor, Waiter};
 
 /// Answers a frame that could not be decoded; false when the stream is lost.
 pub(super) fn refuse_frame(connection: &mut Connection, id: u32, error: &FrameError) -> bool {
-    if matches!(connection.stage, Stage::Greeting(_) | Stage::Finishing) {
+    if connection.stage.is_passing() {
         return false;
     }
     let code = match error {

@@ -10,7 +10,7 @@
 //! | `0x9000` | `0xc000` | page tables: the first GiB, one to one |
 //! | `0x9_fc00` | `0x10_0000` | not in the memory map (EBDA, video memory, BIOS) |
 //! | `0x9_fc00` | `0x9_fc30` | in it: random numbers that the kernel begins with |
-//! | `0x10_0000` | end of low memory | kernel; the initramfs at the end |
+//! | `0x10_0000` | end of low memory | kernel; the initramfs below the last large page |
 //! | `0xd000_0000` | `0x1_0000_0000` | devices: virtio-mmio, IOAPIC, local APIC, KVM's own pages |
 //! | `0x1_0000_0000` | | memory that did not fit below the devices |
 
@@ -27,11 +27,11 @@ pub const GDT: u64 = 0x500;
 /// Interrupt descriptor table: one null entry, until the kernel loads its own.
 pub const IDT: u64 = 0x520;
 
-/// `boot_params`, which the 64-bit boot protocol passes in RSI.
-pub const ZERO_PAGE: u64 = 0x7000;
-
 /// Start of conventional memory.
 pub const CONVENTIONAL_MEMORY: u64 = 0x1000;
+
+/// `boot_params`, which the 64-bit boot protocol passes in RSI.
+pub const ZERO_PAGE: u64 = 0x7000;
 
 /// Kernel command line.
 pub const CMDLINE: u64 = 0x8000;

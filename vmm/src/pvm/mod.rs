@@ -50,7 +50,8 @@ pub use self::counts::{Counts, RepairCounts};
 /// - 7, EDX (word 18): serialize, amx_tile
 ///
 /// AVX and AVX-512F stay: without them Linux would not save their state.
-pub const COMMAND_LINE: &str = "mitigations=off noreplace-smp no_timer_check lpj=1000000 rootfstype=ramfs \
+pub const COMMAND_LINE: &str = "mitigations=off noreplace-smp no_timer_check lpj=1000000 \
+     rootfstype=ramfs \
      clearcpuid=129,137,145,147,148,150,151,153,158,288,293,295,296,298,306,307,308,317,319,\
      320,321,322,323,514,515,520,521,522,534,590,600";
 
