@@ -89,18 +89,20 @@ fn create(
             .map(|image| image.path)
             .map_err(|error| error.to_string())
     };
+    let flavour = if is_pvm {
+        Flavour::for_pvm(PVM_VCPUS)
+    } else {
+        Flavour::Hardware
+    };
     let images = Images {
+        flavour,
         host_kvm: if is_pvm {
             HostKvm::Pvm
         } else {
             HostKvm::Hardware
         },
         kernel: if is_guest {
-            find(Request::Kernel(if is_pvm {
-                Flavour::for_pvm(PVM_VCPUS)
-            } else {
-                Flavour::Hardware
-            }))?
+            find(Request::Kernel(flavour))?
         } else {
             PathBuf::new()
         },

@@ -1,12 +1,9 @@
 //! Launching guests, for the models that run in guests.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name};
-use images::kernel::COMMAND_LINE;
 use tempfile::TempDir;
-use vmm::config::HostKvm;
 use vmm::guest::{
     Drive, Guest, GuestError, GuestSpec, Reservation, RestoreSpec, RunRoot, SnapshotOptions,
 };
@@ -14,8 +11,6 @@ use vmm::guest::{
 use super::{Clock, Images, ModelError, ModelId, PATIENCE};
 use crate::result::{Event, Waterfall};
 
-/// How long a guest may boot where its kernel is emulated.
-const PVM_READY_TIMEOUT: Duration = Duration::from_mins(10);
 /// The snapshot's name in its directory.
 const SNAPSHOT: &str = "snapshot";
 
@@ -53,17 +48,11 @@ impl Launcher {
     ) -> Result<(Guest, Waterfall), ModelError> {
         let clock = Clock::start();
         let reservation = self.reserve()?;
-        let mut spec = GuestSpec::new(self.images.kernel.clone(), COMMAND_LINE);
-        spec.host_kvm = self.images.host_kvm;
-        if spec.host_kvm == HostKvm::Pvm {
-            spec.cmdline = format!("{} {}", spec.cmdline, vmm::pvm::COMMAND_LINE);
-            spec.ready_timeout = PVM_READY_TIMEOUT
-                .as_millis()
-                .try_into()
-                .ok()
-                .and_then(|ms: u64| ms.try_into().ok())
-                .unwrap_or(spec.ready_timeout);
-        }
+        let mut spec = GuestSpec::new(
+            self.images.kernel.clone(),
+            self.images.flavour.command_line(),
+        );
+        spec.run_on(self.images.host_kvm);
         spec.vcpus = u64::from(vcpus).try_into().unwrap_or(spec.vcpus);
         spec.memory = memory_mib.try_into().unwrap_or(spec.memory);
         spec.initrds = vec![self.images.initramfs.clone()];

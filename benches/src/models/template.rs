@@ -1,15 +1,18 @@
 //! The images that the models launch.
 
 use std::path::PathBuf;
-use vmm::config::HostKvm;
 
 use guest_agent::protocol::Name;
+use images::kernel::Flavour;
+use vmm::config::HostKvm;
 
 /// The images that the models launch, the same for all of them.
 #[derive(Debug, Clone)]
 pub struct Images {
     /// What kind of KVM guests run on.
     pub host_kvm: HostKvm,
+    /// Which kernel guests have.
+    pub flavour: Flavour,
     /// ELF kernel of guests.
     pub kernel: PathBuf,
     /// Initramfs of guests: the agent.

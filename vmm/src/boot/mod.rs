@@ -12,6 +12,7 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::config::{BootSource, VcpuCount};
+use crate::devices::serial::COM1_GSI;
 use crate::memory::GuestMemory;
 use cmdline::{CmdlineError, VirtioMmioDevice};
 use initrd::InitrdError;
@@ -59,7 +60,12 @@ pub fn load(
     let cmdline = cmdline::build(source.boot_args.as_str(), devices)?;
     cmdline::write(memory, &cmdline)?;
     zero_page::write(memory, cmdline.len() as u32, initrd)?;
-    mptable::write(memory, vcpus.get())?;
+    let lines: Vec<_> = [COM1_GSI]
+        .into_iter()
+        .chain(devices.iter().map(|device| device.gsi))
+        .map(|gsi| gsi as u8)
+        .collect();
+    mptable::write(memory, vcpus.get(), &lines)?;
     long_mode::write(memory)?;
     Ok(EntryPoint(kernel.entry))
 }

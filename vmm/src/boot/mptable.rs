@@ -29,11 +29,15 @@ const VECTORED: u8 = 0;
 const NMI: u8 = 1;
 const EXTERNAL_INTERRUPT: u8 = 3;
 
+/// The interrupt line of the programmable interval timer.
+const TIMER_LINE: u8 = 0;
+
 /// Puts the table for `vcpus` processors, whose APIC identifiers count from 0,
-/// into guest memory.
-pub(super) fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), BootError> {
+/// into guest memory. Beside the timer there are interrupts on these `lines`:
+/// Linux sets up whatever is in the table, needed or not.
+pub(super) fn write(memory: &GuestMemory, vcpus: u8, lines: &[u8]) -> Result<(), BootError> {
     memory
-        .write_slice(&build(vcpus), GuestAddress(layout::MP_TABLE))
+        .write_slice(&build(vcpus, lines), GuestAddress(layout::MP_TABLE))
         .map_err(|source| BootError::Memory {
             what: "MP table",
             source,
@@ -41,8 +45,8 @@ pub(super) fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), BootError> {
 }
 
 /// Floating pointer structure and configuration table, in one.
-fn build(vcpus: u8) -> Vec<u8> {
-    let entries = entries(vcpus);
+fn build(vcpus: u8, lines: &[u8]) -> Vec<u8> {
+    let entries = entries(vcpus, lines);
     let mut bytes = Vec::with_capacity(layout::MP_TABLE_MAX as usize);
 
     bytes.extend_from_slice(b"_MP_");
@@ -85,7 +89,7 @@ impl Entries {
     }
 }
 
-fn entries(vcpus: u8) -> Entries {
+fn entries(vcpus: u8, lines: &[u8]) -> Entries {
     let mut entries = Entries::default();
     for id in 0..vcpus {
         let mut processor = [0; 20];
@@ -115,7 +119,7 @@ fn entries(vcpus: u8) -> Entries {
         address[3],
     ]);
     // Every line goes to the pin of its number, which is how KVM routes them.
-    for line in 0..=layout::LAST_GSI as u8 {
+    for line in [&[TIMER_LINE], lines].concat() {
         entries.interrupt(3, VECTORED, line, ioapic, line);
     }
     entries.interrupt(4, EXTERNAL_INTERRUPT, 0, 0, 0);
@@ -138,8 +142,9 @@ mod tests {
 
     #[test]
     fn checksums_hold_and_the_table_fits_for_every_count() {
+        let lines: Vec<_> = (1..=layout::LAST_GSI as u8).collect();
         for vcpus in 1..=16 {
-            let table = build(vcpus);
+            let table = build(vcpus, &lines);
             assert_eq!(sum(&table[..16]), 0);
             assert_eq!(sum(&table[16..]), 0);
             assert!(
@@ -156,17 +161,30 @@ mod tests {
 
     #[test]
     fn processors_count_from_zero_and_the_first_boots() {
-        let table = build(3);
+        let table = build(3, &[4, 5]);
         let processor = |id: usize| &table[16 + 44 + id * 20..][..20];
         assert_eq!(processor(0)[..4], [0, 0, 0x14, 3]);
         assert_eq!(processor(2)[..4], [0, 2, 0x14, 1]);
-        // 3 processors, bus, IOAPIC, 24 lines, 2 local interrupts.
-        assert_eq!(u16::from_le_bytes([table[16 + 34], table[16 + 35]]), 31);
+        // 3 processors, bus, IOAPIC, 3 lines, 2 local interrupts.
+        assert_eq!(u16::from_le_bytes([table[16 + 34], table[16 + 35]]), 10);
+    }
+
+    #[test]
+    fn only_lines_in_use_are_assigned() {
+        let table = build(1, &[4, 23]);
+        let assigned: Vec<_> = table[16 + 44 + 20 + 8 + 8..]
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .filter(|entry| entry[0] == 3)
+            .map(|entry| (entry[5], entry[6], entry[7]))
+            .collect();
+        assert_eq!(assigned, [(0, 1, 0), (4, 1, 4), (23, 1, 23)]);
     }
 
     #[test]
     fn floating_pointer_points_behind_itself() {
-        let table = build(1);
+        let table = build(1, &[]);
         assert_eq!(&table[..4], b"_MP_");
         assert_eq!(table[4..8], 16u32.to_le_bytes());
         assert_eq!(&table[16..20], b"PCMP");

@@ -325,7 +325,7 @@ fn machine_config(
         },
         boot_source: BootSource {
             kernel_image_path: spec.kernel.clone(),
-            boot_args: BootArgs::try_from(spec.cmdline.trim().to_owned())?,
+            boot_args: BootArgs::try_from(spec.boot_args())?,
             initrd_paths: InitrdPaths::try_from(initrds)?,
         },
         drives: Drives::try_from(drives)?,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use guest_agent::protocol::{DiskRole, Name};
 
 use crate::config::{HostKvm, MemSize, ReadyTimeout, VcpuCount};
+use crate::pvm;
 
 /// What a guest is made of.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub struct GuestSpec {
     pub drives: Vec<Drive>,
     /// The kernel command line. The machine expects of it a console on
     /// `ttyS0`, and that a reset (`reboot=k`) is how a kernel ends, after a
-    /// panic (`panic=-1`) too.
+    /// panic (`panic=-1`) too. What a PVM host needs of any kernel is put before it.
     pub cmdline: String,
     /// How long the guest may take to say hello.
     pub ready_timeout: ReadyTimeout,
@@ -54,6 +55,10 @@ impl GuestSpec {
     /// for an emulated host under load.
     pub const DEFAULT_READY_TIMEOUT_MS: u64 = 60_000;
 
+    /// Readiness timeout on a PVM host when nobody says otherwise, in milliseconds: a
+    /// kernel that was not made for it, on a slow day.
+    pub const PVM_READY_TIMEOUT_MS: u64 = 600_000;
+
     /// A guest of this kernel and its command line, with one processor,
     /// default memory and nothing else.
     pub fn new(kernel: PathBuf, cmdline: &str) -> Self {
@@ -72,6 +77,25 @@ impl GuestSpec {
             machine_root: None,
             profile: false,
             ephemeral: false,
+        }
+    }
+
+    /// Has the guest run on a KVM of this kind, and gives it the time that a boot
+    /// takes there.
+    pub fn run_on(&mut self, host_kvm: HostKvm) {
+        self.host_kvm = host_kvm;
+        let timeout = match host_kvm {
+            HostKvm::Hardware => Self::DEFAULT_READY_TIMEOUT_MS,
+            HostKvm::Pvm => Self::PVM_READY_TIMEOUT_MS,
+        };
+        self.ready_timeout = ReadyTimeout::try_from(timeout).unwrap_or(ReadyTimeout::MAX);
+    }
+
+    /// The whole command line of the kernel.
+    pub(super) fn boot_args(&self) -> String {
+        match self.host_kvm {
+            HostKvm::Hardware => self.cmdline.trim().to_owned(),
+            HostKvm::Pvm => format!("{} {}", pvm::COMMAND_LINE, self.cmdline.trim()),
         }
     }
 }

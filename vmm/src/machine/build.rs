@@ -61,7 +61,8 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
         let mut cpuid = guest_cpuid(&kvm, &vm, vcpu_count, tsc_khz)?;
-        if pvm.is_some() {
+        if let Some(pvm) = &pvm {
+            pvm.boot_begins(&vm)?;
             pvm::cpuid::restrict(&mut cpuid);
         } else {
             cpuid::leave_out_empty(&mut cpuid);

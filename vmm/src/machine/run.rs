@@ -218,6 +218,11 @@ impl Run<'_> {
         if let Some(profile) = self.boot_profile.take() {
             profile.finish();
         }
+        if let Some(pvm) = &self.machine.pvm
+            && let Err(error) = pvm.boot_is_over(&self.machine.vm)
+        {
+            eprintln!("insula-vmm: the guest's timer goes on by way of this process: {error}");
+        }
         self.reporter.ready(self.machine.timer.spans());
         self.machine.learn_working_set();
     }

@@ -15,10 +15,12 @@ mod instruction;
 mod paging;
 mod repair;
 mod syscall;
+mod timer;
 mod xsave;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, kvm_enable_cap};
 use kvm_ioctls::{
@@ -32,11 +34,8 @@ use crate::vcpu::ExitRepair;
 
 pub use self::counts::{Counts, RepairCounts};
 
-/// What a guest's kernel is told beside its usual command line: not to use
-/// what the emulator refuses, though CPUID has it whatever we say, nor what
-/// only costs instructions where each is emulated (to patch every locked
-/// instruction for one processor takes six million, to unpack the agent into a
-/// tmpfs a third of a million more than into a ramfs).
+/// What every guest's kernel is told: not to use what the emulator refuses,
+/// though CPUID has it whatever we say.
 ///
 /// Features are given by their numbers, 32 times Linux's word and the bit in
 /// it: Linux reads no more than 127 bytes of this list, and compares each name
@@ -50,10 +49,15 @@ pub use self::counts::{Counts, RepairCounts};
 /// - 7, EDX (word 18): serialize, amx_tile
 ///
 /// AVX and AVX-512F stay: without them Linux would not save their state.
-pub const COMMAND_LINE: &str = "mitigations=off noreplace-smp no_timer_check lpj=1000000 \
-     rootfstype=ramfs \
-     clearcpuid=129,137,145,147,148,150,151,153,158,288,293,295,296,298,306,307,308,317,319,\
+pub const COMMAND_LINE: &str = "clearcpuid=129,137,145,147,148,150,151,153,158,288,293,295,296,298,306,307,308,317,319,\
      320,321,322,323,514,515,520,521,522,534,590,600";
+
+/// What a kernel that was not made for such hosts is told beside: to leave out what
+/// only costs instructions where each is emulated. (To patch every locked
+/// instruction for one processor takes six million, to unpack the agent into a tmpfs
+/// a third of a million more than into a ramfs.)
+pub const SPARING: &str =
+    "mitigations=off noreplace-smp no_timer_check lpj=1000000 rootfstype=ramfs";
 
 /// What is needed of KVM: capability, its name, its purpose.
 const REQUIRED: [(Cap, &str, &str); 3] = [
@@ -74,11 +78,36 @@ const REQUIRED: [(Cap, &str, &str); 3] = [
     ),
 ];
 
+/// Registers for system calls. A set bit is one that is left to KVM: CSTAR, in the
+/// middle.
+const SYSCALL_MSRS: MsrFilterRange<'_> = MsrFilterRange {
+    flags: MsrFilterRangeFlags::WRITE,
+    base: syscall::MSR_STAR,
+    msr_count: syscall::MSR_FMASK - syscall::MSR_STAR + 1,
+    bitmap: &[0b0100],
+};
+
+/// The register that sets the timer.
+const TIMER_MSR: MsrFilterRange<'_> = MsrFilterRange {
+    flags: MsrFilterRangeFlags::WRITE,
+    base: timer::MSR_TSC_DEADLINE,
+    msr_count: 1,
+    bitmap: &[0],
+};
+
+/// Has KVM tell of the guest's writes to these and to no other MSRs.
+fn filter_msrs(vm: &VmFd, ranges: &[MsrFilterRange<'_>]) -> Result<(), KvmError> {
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, ranges)
+        .map_err(refused("filter the guest's writes to MSRs"))
+}
+
 /// The repairs of one machine.
 #[derive(Debug)]
 pub struct Pvm {
     kernel: PathBuf,
     counts: Arc<Counts>,
+    /// Whether the guest's timer is held back.
+    is_booting: Arc<AtomicBool>,
 }
 
 impl Pvm {
@@ -109,19 +138,34 @@ impl Pvm {
         };
         vm.enable_cap(&exits)
             .map_err(refused("tell of the guest's writes to MSRs"))?;
-        // A set bit is a register that is left to KVM: CSTAR, in the middle.
-        let filter = MsrFilterRange {
-            flags: MsrFilterRangeFlags::WRITE,
-            base: syscall::MSR_STAR,
-            msr_count: syscall::MSR_FMASK - syscall::MSR_STAR + 1,
-            bitmap: &[0b0100],
-        };
-        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter])
-            .map_err(refused("filter the guest's writes to MSRs"))?;
+        filter_msrs(vm, &[SYSCALL_MSRS])?;
         Ok(Self {
             kernel,
             counts: Arc::default(),
+            is_booting: Arc::default(),
         })
+    }
+
+    /// The machine is about to boot: until [`Self::boot_is_over`] its timer is held
+    /// back.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn boot_begins(&self, vm: &VmFd) -> Result<(), KvmError> {
+        filter_msrs(vm, &[SYSCALL_MSRS, TIMER_MSR])?;
+        self.is_booting.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The guest is ready: from now on its timer is KVM's alone.
+    ///
+    /// # Errors
+    /// KVM refuses, so that each time the guest sets its timer this process is asked.
+    pub fn boot_is_over(&self, vm: &VmFd) -> Result<(), KvmError> {
+        if self.is_booting.swap(false, Ordering::Relaxed) {
+            filter_msrs(vm, &[SYSCALL_MSRS])?;
+        }
+        Ok(())
     }
 
     /// The repairs of one of its processors, which runs on `memory`.
@@ -130,6 +174,7 @@ impl Pvm {
             memory.clone(),
             self.kernel.clone(),
             Arc::clone(&self.counts),
+            Arc::clone(&self.is_booting),
         ))
     }
 
@@ -145,9 +190,7 @@ mod tests {
 
     #[test]
     fn linux_reads_the_whole_list_of_features() {
-        let mut arguments = COMMAND_LINE.split(' ');
-        let list = arguments.find_map(|one| one.strip_prefix("clearcpuid="));
-        let list = list.unwrap();
+        let list = COMMAND_LINE.strip_prefix("clearcpuid=").unwrap();
         assert!(list.len() < 128, "{} bytes", list.len());
         let numbers: Vec<u32> = list.split(',').map(|one| one.parse().unwrap()).collect();
         assert!(numbers.is_sorted());

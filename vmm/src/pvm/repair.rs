@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, Msrs, kvm_guest_debug,
@@ -17,10 +18,11 @@ use super::extended::ExtendedState;
 use super::instruction::{self, Decoded, MAX_LENGTH, Source, Work};
 use super::paging::{Access, PageTables, WalkError};
 use super::syscall::{self, Entry, FRAME_SIZE, Frame, GATE_SIZE};
+use super::timer::{self, BootTimer};
 use super::xsave::Layout;
 use crate::guest::Symbols;
 use crate::memory::GuestMemory;
-use crate::vcpu::{ExitRepair, Refusal, Repair};
+use crate::vcpu::{ExitRepair, Refusal, Repair, time_stamp_counter};
 
 const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
 const CR0_TASK_SWITCHED: u64 = 1 << 3;
@@ -45,10 +47,18 @@ pub(super) struct PvmRepair {
     handler: Option<u64>,
     /// Whether the processor makes the one step over that instruction.
     is_stepping: bool,
+    /// Whether the timer is held back.
+    is_booting: Arc<AtomicBool>,
+    timer: BootTimer,
 }
 
 impl PvmRepair {
-    pub(super) fn new(memory: GuestMemory, kernel: PathBuf, counts: Arc<Counts>) -> Self {
+    pub(super) fn new(
+        memory: GuestMemory,
+        kernel: PathBuf,
+        counts: Arc<Counts>,
+        is_booting: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             memory,
             kernel,
@@ -57,6 +67,8 @@ impl PvmRepair {
             entry: Entry::default(),
             handler: None,
             is_stepping: false,
+            is_booting,
+            timer: BootTimer::default(),
         }
     }
 
@@ -210,6 +222,17 @@ impl PvmRepair {
         }
     }
 
+    /// When the timer is to fire that the guest set to `wanted`.
+    fn timer_deadline(&mut self, vcpu: &VcpuFd, wanted: u64) -> Option<u64> {
+        // Was the filter taken away while this write was on its way?
+        if !self.is_booting.load(Ordering::Relaxed) {
+            return Some(wanted);
+        }
+        let khz = vcpu.get_tsc_khz().ok()?;
+        let now = time_stamp_counter(vcpu).ok()?;
+        Some(self.timer.deadline(wanted, now, khz))
+    }
+
     fn refused(&mut self, vcpu: &mut VcpuFd) -> Repair {
         let (mut regs, sregs) = registers(vcpu);
         let mut bytes = [0; MAX_LENGTH];
@@ -326,18 +349,16 @@ impl ExitRepair for PvmRepair {
     }
 
     fn write_msr(&mut self, vcpu: &mut VcpuFd, index: u32, value: u64) -> Repair {
+        if index == timer::MSR_TSC_DEADLINE {
+            return match self.timer_deadline(vcpu, value) {
+                Some(deadline) if put_msr(vcpu, index, deadline) => Repair::Resume,
+                _ => Repair::Fault,
+            };
+        }
         let Some(slot) = self.entry.slot(index) else {
             return Repair::Unknown;
         };
-        let entry = kvm_msr_entry {
-            index,
-            data: value,
-            ..kvm_msr_entry::default()
-        };
-        let set = Msrs::from_entries(&[entry])
-            .ok()
-            .and_then(|list| vcpu.set_msrs(&list).ok());
-        if set != Some(1) {
+        if !put_msr(vcpu, index, value) {
             return Repair::Fault;
         }
         *slot = value;
@@ -377,6 +398,19 @@ fn put_regs(vcpu: &mut VcpuFd, regs: kvm_regs) {
 fn put_sregs(vcpu: &mut VcpuFd, sregs: &kvm_sregs) {
     vcpu.sync_regs_mut().sregs = *sregs;
     vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+}
+
+/// Writes an MSR for the guest; says whether KVM takes the value.
+fn put_msr(vcpu: &VcpuFd, index: u32, data: u64) -> bool {
+    let entry = kvm_msr_entry {
+        index,
+        data,
+        ..kvm_msr_entry::default()
+    };
+    let written = Msrs::from_entries(&[entry])
+        .ok()
+        .and_then(|list| vcpu.set_msrs(&list).ok());
+    written == Some(1)
 }
 
 /// Has the guest take `exception`, in place of the #UD that KVM has for an

@@ -3,6 +3,7 @@
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_msr_entry,
 };
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -21,11 +22,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Request`].
     pub fn time_stamp_counter(&self) -> Result<u64, KvmError> {
-        let mut msrs = counter(0)?;
-        self.fd
-            .get_msrs(&mut msrs)
-            .map_err(refused("read a time stamp counter"))?;
-        Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
+        time_stamp_counter(&self.fd)
     }
 
     /// Lets its time stamp counter go on from `value`. KVM takes a value less
@@ -77,6 +74,17 @@ impl Vcpu {
         // Refused where the guest does not use kvm-clock: it cannot be told.
         let _ = self.fd.kvmclock_ctrl();
     }
+}
+
+/// The time stamp counter of a processor, as the guest would read it now.
+///
+/// # Errors
+/// [`KvmError::Request`].
+pub(crate) fn time_stamp_counter(vcpu: &VcpuFd) -> Result<u64, KvmError> {
+    let mut msrs = counter(0)?;
+    vcpu.get_msrs(&mut msrs)
+        .map_err(refused("read a time stamp counter"))?;
+    Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
 }
 
 fn counter(data: u64) -> Result<Msrs, KvmError> {

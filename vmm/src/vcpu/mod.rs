@@ -17,6 +17,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use crate::boot::EntryPoint;
 use crate::kvm::{KvmError, refused};
 
+pub(crate) use clock::time_stamp_counter;
 pub use kick::Kick;
 pub use run::{Buses, ExitRepair, NoRepair, Refusal, Repair, Stop, VcpuFailure};
 pub use sampler::{Profile, Sampler};

@@ -7,17 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use guest_agent::client::Client;
 use guest_agent::protocol::{DiskRole, Exec, Message, Name, Target};
-use images::kernel::{COMMAND_LINE, Flavour};
+use images::kernel::Flavour;
 use images::templates::Template;
 use images::{Progress, Request, Store};
 use serde_json::json;
-use vmm::config::{HostKvm, MemSize, ReadyTimeout};
+use vmm::config::{HostKvm, MemSize};
 use vmm::control::Counts;
 use vmm::guest::{Drive, Guest, GuestSpec, RestoreSpec, RunRoot, SnapshotOptions};
 use vmm::probe::{KvmKind, probe};
 
 use super::Verdict;
 
+/// The guest's kernel.
+const KERNEL: Flavour = Flavour::PvmUp;
 /// Most emulated instructions of a boot to the agent's hello, with one
 /// processor and 128 MiB.
 const BOOT: u64 = 12_000_000;
@@ -172,7 +174,7 @@ impl Images {
         let find =
             |request| -> Result<PathBuf> { Ok(store.ensure(request, &Progress::silent())?.path) };
         Ok(Self {
-            kernel: find(Request::Kernel(Flavour::PvmUp))?,
+            kernel: find(Request::Kernel(KERNEL))?,
             initramfs: find(Request::Initramfs)?,
             template: find(Request::Template(Template::Busybox))?,
         })
@@ -180,11 +182,9 @@ impl Images {
 
     fn boot(&self, run: u32) -> Result<Guest> {
         let template: Name = "busybox".parse().map_err(anyhow::Error::msg)?;
-        let cmdline = format!("{COMMAND_LINE} {}", vmm::pvm::COMMAND_LINE);
-        let mut spec = GuestSpec::new(self.kernel.clone(), &cmdline);
-        spec.host_kvm = HostKvm::Pvm;
+        let mut spec = GuestSpec::new(self.kernel.clone(), KERNEL.command_line());
+        spec.run_on(HostKvm::Pvm);
         spec.memory = MemSize::try_from(MEMORY_MIB).map_err(anyhow::Error::msg)?;
-        spec.ready_timeout = ReadyTimeout::try_from(600_000).map_err(anyhow::Error::msg)?;
         spec.initrds = vec![self.initramfs.clone()];
         spec.drives = vec![Drive {
             role: DiskRole::Template(template.clone()),

@@ -5,12 +5,10 @@ use std::path::{Path, PathBuf};
 use images::kernel::Flavour;
 use images::templates::Template;
 use images::{Request, Store, disks};
-use vmm::config::VcpuCount;
 use vmm::guest::Size;
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::place::Kvm;
 
 /// The user's images.
 #[derive(Debug)]
@@ -28,12 +26,9 @@ impl<'a> Assets<'a> {
         })
     }
 
-    /// The file of the kernel for guests with so many processors on this KVM.
-    pub(crate) fn kernel(&self, kvm: &Kvm, vcpus: VcpuCount) -> Result<PathBuf, Failure> {
-        self.file(Request::Kernel(match kvm {
-            Kvm::Pvm { .. } => Flavour::for_pvm(vcpus.get()),
-            Kvm::Hardware | Kvm::Missing { .. } => Flavour::Hardware,
-        }))
+    /// The file of a kernel.
+    pub(crate) fn kernel(&self, flavour: Flavour) -> Result<PathBuf, Failure> {
+        self.file(Request::Kernel(flavour))
     }
 
     /// The file of the initramfs with the agent.

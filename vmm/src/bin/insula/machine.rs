@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use guest_agent::protocol::{DiskRole, Name};
 use images::kernel;
@@ -23,9 +22,6 @@ const DEFAULT_TEMPLATE: &str = "busybox";
 /// Size of a data disk when nobody says otherwise.
 const DEFAULT_DISK: Size = Size::mib(4096);
 
-/// How long a guest may take on a PVM host, where any kernel but ours takes
-/// minutes.
-const PVM_READY_TIMEOUT: Duration = Duration::from_mins(10);
 /// Instructions that the boot of a distribution's kernel takes, roughly.
 const UNTRIMMED_BOOT: u64 = 150_000_000;
 
@@ -67,12 +63,15 @@ pub(crate) fn launch(
     let kvm = place::kvm_for(place)?;
     companions::machine_process(output)?;
     let assets = Assets::open(output)?;
-    let kernel = match &options.kernel {
+    let (kernel, cmdline) = match &options.kernel {
         Some(path) => {
             warn_of_slow_boot(&kvm, output);
-            absolute(path)?
+            (absolute(path)?, foreign_command_line(&kvm))
         }
-        None => assets.kernel(&kvm, options.vcpus.unwrap_or(VcpuCount::MIN))?,
+        None => {
+            let flavour = kvm.kernel(options.vcpus.unwrap_or(VcpuCount::MIN));
+            (assets.kernel(flavour)?, flavour.command_line().to_owned())
+        }
     };
     let initramfs = assets.initramfs()?;
     let mut drives = Vec::new();
@@ -84,12 +83,9 @@ pub(crate) fn launch(
         });
     }
 
-    let mut spec = GuestSpec::new(kernel, kernel::COMMAND_LINE);
+    let mut spec = GuestSpec::new(kernel, &cmdline);
     if matches!(kvm, Kvm::Pvm { .. }) {
-        spec.host_kvm = HostKvm::Pvm;
-        spec.cmdline = format!("{} {}", spec.cmdline, vmm::pvm::COMMAND_LINE);
-        spec.ready_timeout = ReadyTimeout::try_from(PVM_READY_TIMEOUT.as_millis() as u64)
-            .unwrap_or(ReadyTimeout::MAX);
+        spec.run_on(HostKvm::Pvm);
     }
     spec.vcpus = options.vcpus.unwrap_or(spec.vcpus);
     spec.memory = options.memory.unwrap_or(spec.memory);
@@ -176,6 +172,14 @@ fn boot(
 }
 
 /// Says what a kernel that is not ours will take where it is emulated.
+/// The command line of a kernel that is none of ours.
+fn foreign_command_line(kvm: &Kvm) -> String {
+    match kvm {
+        Kvm::Pvm { .. } => format!("{} {}", kernel::COMMAND_LINE, vmm::pvm::SPARING),
+        Kvm::Hardware | Kvm::Missing { .. } => kernel::COMMAND_LINE.to_owned(),
+    }
+}
+
 fn warn_of_slow_boot(kvm: &Kvm, output: &Output) {
     if let Kvm::Pvm { insn_per_s } = kvm {
         let seconds = UNTRIMMED_BOOT / (*insn_per_s).max(1);

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use guest_agent::client::wait_longer;
+use images::kernel::Flavour;
+use vmm::config::VcpuCount;
 use vmm::guest::RunRoot;
 use vmm::probe::{KvmKind, probe};
 
@@ -41,6 +43,16 @@ pub(crate) enum Kvm {
         /// What helps.
         cure: &'static str,
     },
+}
+
+impl Kvm {
+    /// The kernel for guests with so many processors on it.
+    pub(crate) fn kernel(&self, vcpus: VcpuCount) -> Flavour {
+        match self {
+            Self::Pvm { .. } => Flavour::for_pvm(vcpus.get()),
+            Self::Hardware | Self::Missing { .. } => Flavour::Hardware,
+        }
+    }
 }
 
 /// The file by which the lab is known from inside.
