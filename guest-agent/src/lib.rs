@@ -13,6 +13,8 @@ pub mod init;
 pub mod machine;
 #[cfg(feature = "agent")]
 pub mod oneshot;
+#[cfg(feature = "agent")]
+pub mod process;
 pub mod protocol;
 #[cfg(feature = "agent")]
 pub mod server;

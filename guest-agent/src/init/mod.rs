@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -37,7 +36,7 @@ const TEMPLATE_MOUNTS: &str = "/run/insula/templates";
 const OOM_SCORE_ADJ: &str = "-1000";
 
 /// The life of PID 1. It ends with the guest.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     // Before anything else: the host takes the time of this call.
     let host = sys::vsock_dial(sys::VSOCK_HOST, HOST_PORT);
     let mut line = host.ok();

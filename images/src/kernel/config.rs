@@ -123,6 +123,7 @@ mod tests {
                 "CONFIG_PARAVIRT_SPINLOCKS",
                 "CONFIG_SECURITY",
                 "CONFIG_SECURITY_YAMA",
+                "CONFIG_WIREGUARD",
             ],
         ),
         (
@@ -131,6 +132,7 @@ mod tests {
                 "CONFIG_PARAVIRT_SPINLOCKS",
                 "CONFIG_SECURITY",
                 "CONFIG_SECURITY_YAMA",
+                "CONFIG_WIREGUARD",
                 "CONFIG_SMP",
                 "CONFIG_CPUSETS",
                 "CONFIG_NR_CPUS",

@@ -112,7 +112,8 @@ impl Flavour {
             // Code that goes on where it would call, and copies by one instruction
             // where it would loop, executes fewer.
             Self::Pvm | Self::PvmUp => {
-                "-O3 -mmemcpy-strategy=rep_8byte:-1:noalign -mmemset-strategy=rep_8byte:-1:noalign"
+                "-O3 -minline-all-stringops -mmemcpy-strategy=rep_8byte:-1:noalign \
+                 -mmemset-strategy=rep_8byte:-1:noalign"
             }
             Self::Yardstick => "",
         }

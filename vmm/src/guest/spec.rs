@@ -95,7 +95,10 @@ impl GuestSpec {
     pub(super) fn boot_args(&self) -> String {
         match self.host_kvm {
             HostKvm::Hardware => self.cmdline.trim().to_owned(),
-            HostKvm::Pvm => format!("{} {}", pvm::COMMAND_LINE, self.cmdline.trim()),
+            HostKvm::Pvm => [&pvm::cpuid::command_line(), self.cmdline.trim()]
+                .join(" ")
+                .trim()
+                .to_owned(),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! CPUID of a guest on a PVM host: without what the emulator refuses, as far as
-//! KVM lets us.
+//! KVM lets us; and the rest of it on the command line.
+
+use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+use std::fmt::Write;
 
 use kvm_bindings::CpuId;
 
@@ -58,11 +61,134 @@ pub fn restrict(cpuid: &mut CpuId) {
     }
 }
 
+/// A register of CPUID with features, as Linux numbers them.
+struct Features {
+    leaf: u32,
+    subleaf: u32,
+    register: fn(&CpuidResult) -> u32,
+    /// Linux's word for it (`arch/x86/include/asm/cpufeatures.h`).
+    word: u32,
+    /// Bits of those that a kernel must not use though CPUID has them.
+    refused: &'static [u32],
+}
+
+/// KVM puts features of the host into these, whatever it is told.
+const FORCED: [Features; 5] = [
+    // PCLMULQDQ, SSSE3, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND. (AVX stays:
+    // without it Linux would not save its state.)
+    Features {
+        leaf: 1,
+        subleaf: 0,
+        register: |leaf| leaf.ecx,
+        word: 4,
+        refused: &[1, 9, 17, 19, 20, 22, 23, 25, 30],
+    },
+    // FSGSBASE, AVX2, SMEP, BMI2, INVPCID, RDSEED, ADX, SMAP, SHA, AVX-512VL. (AVX-512F
+    // stays, as AVX does.)
+    Features {
+        leaf: MORE_FEATURES,
+        subleaf: 0,
+        register: |leaf| leaf.ebx,
+        word: 9,
+        refused: &[0, 5, 7, 8, 10, 18, 19, 20, 29, 31],
+    },
+    // XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES.
+    Features {
+        leaf: XSAVE,
+        subleaf: 1,
+        register: |leaf| leaf.eax,
+        word: 10,
+        refused: &[0, 1, 2, 3],
+    },
+    // UMIP, PKU, GFNI, VAES, VPCLMULQDQ, RDPID.
+    Features {
+        leaf: MORE_FEATURES,
+        subleaf: 0,
+        register: |leaf| leaf.ecx,
+        word: 16,
+        refused: &[2, 3, 8, 9, 10, 22],
+    },
+    // SERIALIZE, AMX-TILE.
+    Features {
+        leaf: MORE_FEATURES,
+        subleaf: 0,
+        register: |leaf| leaf.edx,
+        word: 18,
+        refused: &[14, 24],
+    },
+];
+
+/// What every guest's kernel is told on this host: not to use what the emulator
+/// refuses, though CPUID has it whatever we say; nothing where there is no such
+/// feature.
+///
+/// Features are given by their numbers, 32 times Linux's word and the bit in it: Linux
+/// compares each name with all that it knows, and tells of each that it takes away,
+/// three thousand instructions; so those that this processor lacks are not named.
+pub fn command_line() -> String {
+    let highest = __cpuid(0).eax;
+    clear(&|leaf, subleaf| {
+        if leaf <= highest {
+            __cpuid_count(leaf, subleaf)
+        } else {
+            CpuidResult {
+                eax: 0,
+                ebx: 0,
+                ecx: 0,
+                edx: 0,
+            }
+        }
+    })
+}
+
+fn clear(cpuid: &dyn Fn(u32, u32) -> CpuidResult) -> String {
+    let mut line = String::new();
+    for features in &FORCED {
+        let has = (features.register)(&cpuid(features.leaf, features.subleaf));
+        for bit in features.refused.iter().filter(|bit| has >> **bit & 1 == 1) {
+            line.push_str(if line.is_empty() { "clearcpuid=" } else { "," });
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{}", features.word * 32 + bit);
+        }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
     use super::*;
+
+    fn processor(value: u32) -> impl Fn(u32, u32) -> CpuidResult {
+        move |_, _| CpuidResult {
+            eax: value,
+            ebx: value,
+            ecx: value,
+            edx: value,
+        }
+    }
+
+    #[test]
+    fn linux_reads_the_whole_list_of_features() {
+        let line = clear(&processor(u32::MAX));
+        let list = line.strip_prefix("clearcpuid=").unwrap();
+        assert!(list.len() < 128, "{} bytes", list.len());
+        let numbers: Vec<u32> = list.split(',').map(|one| one.parse().unwrap()).collect();
+        assert!(numbers.is_sorted());
+        assert_eq!(numbers.len(), 31);
+        assert_eq!((numbers[0], numbers[30]), (129, 600));
+        // XSAVE, AVX, AVX-512F: whose state would not be saved.
+        for kept in [4 * 32 + 26, 4 * 32 + 28, 9 * 32 + 16] {
+            assert!(!numbers.contains(&kept), "{kept}");
+        }
+    }
+
+    #[test]
+    fn features_that_the_processor_lacks_are_not_named() {
+        assert_eq!(clear(&processor(0)), "");
+        assert_eq!(clear(&processor(1 << 9)), "clearcpuid=137,521");
+    }
 
     #[test]
     fn only_the_standard_form_of_xsave_is_left() {

@@ -34,24 +34,6 @@ use crate::vcpu::ExitRepair;
 
 pub use self::counts::{Counts, RepairCounts};
 
-/// What every guest's kernel is told: not to use what the emulator refuses,
-/// though CPUID has it whatever we say.
-///
-/// Features are given by their numbers, 32 times Linux's word and the bit in
-/// it: Linux reads no more than 127 bytes of this list, and compares each name
-/// with all that it knows. By leaf:
-/// - 1, ECX (word 4): pclmulqdq, ssse3, pcid, sse4_1, sse4_2, movbe, popcnt,
-///   aes, rdrand
-/// - 7, EBX (word 9): fsgsbase, avx2, smep, bmi2, invpcid, rdseed, adx, smap,
-///   sha_ni, avx512vl
-/// - 0xD, EAX of subleaf 1 (word 10): xsaveopt, xsavec, xgetbv1, xsaves
-/// - 7, ECX (word 16): umip, pku, gfni, vaes, vpclmulqdq, rdpid
-/// - 7, EDX (word 18): serialize, amx_tile
-///
-/// AVX and AVX-512F stay: without them Linux would not save their state.
-pub const COMMAND_LINE: &str = "clearcpuid=129,137,145,147,148,150,151,153,158,288,293,295,296,298,306,307,308,317,319,\
-     320,321,322,323,514,515,520,521,522,534,590,600";
-
 /// What a kernel that was not made for such hosts is told beside: to leave out what
 /// only costs instructions where each is emulated. (To patch every locked
 /// instruction for one processor takes six million, to unpack the agent into a tmpfs
@@ -181,22 +163,5 @@ impl Pvm {
     /// How often something was repaired.
     pub fn counts(&self) -> Arc<Counts> {
         Arc::clone(&self.counts)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn linux_reads_the_whole_list_of_features() {
-        let list = COMMAND_LINE.strip_prefix("clearcpuid=").unwrap();
-        assert!(list.len() < 128, "{} bytes", list.len());
-        let numbers: Vec<u32> = list.split(',').map(|one| one.parse().unwrap()).collect();
-        assert!(numbers.is_sorted());
-        // XSAVE, AVX, AVX-512F: whose state would not be saved.
-        for kept in [4 * 32 + 26, 4 * 32 + 28, 9 * 32 + 16] {
-            assert!(!numbers.contains(&kept), "{kept}");
-        }
     }
 }

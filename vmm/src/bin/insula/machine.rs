@@ -63,15 +63,12 @@ pub(crate) fn launch(
     let kvm = place::kvm_for(place)?;
     companions::machine_process(output)?;
     let assets = Assets::open(output)?;
-    let (kernel, cmdline) = match &options.kernel {
-        Some(path) => {
-            warn_of_slow_boot(&kvm, output);
-            (absolute(path)?, foreign_command_line(&kvm))
-        }
-        None => {
-            let flavour = kvm.kernel(options.vcpus.unwrap_or(VcpuCount::MIN));
-            (assets.kernel(flavour)?, flavour.command_line().to_owned())
-        }
+    let (kernel, cmdline) = if let Some(path) = &options.kernel {
+        warn_of_slow_boot(&kvm, output);
+        (absolute(path)?, foreign_command_line(&kvm))
+    } else {
+        let flavour = kvm.kernel(options.vcpus.unwrap_or(VcpuCount::MIN));
+        (assets.kernel(flavour)?, flavour.command_line().to_owned())
     };
     let initramfs = assets.initramfs()?;
     let mut drives = Vec::new();
