@@ -108,6 +108,11 @@ fn on_a_pvm_host_a_guest_boots_and_its_vpss_live_and_reboot_apart() {
     let exec = vps(&guest, &["exec", "web", "--", "sh", "-c", script]);
     assert_eq!((exec.code(), &*exec.stdout), (7, "web\n0\n"), "{exec}");
 
+    // The timer is only held back while a guest boots.
+    let ticks = vps(&guest, &["exec", "web", "--", "sh", "-c", TICKS_OF_A_WHILE]).ok();
+    let ticks: Vec<u64> = ticks.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(ticks[1] - ticks[0] > 10, "{ticks:?}");
+
     // Programs use all of the processor, whatever the guest's kernel is told.
     if is_x86_feature_detected!("avx") {
         for name in ["web", "db"] {
@@ -210,6 +215,10 @@ fn on_a_pvm_host_programs_live_on_two_processors() {
         .run()
         .ok();
 }
+
+/// Timer interrupts so far, before and after three busy seconds.
+const TICKS_OF_A_WHILE: &str = "ticks() { awk '/LOC:/ { print $2 }' /proc/interrupts; }; \
+    ticks; end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done; ticks";
 
 /// Two that would see each other's registers.
 const TWO_VECTOR_PROGRAMS: &str = "/vector y & /vector z; it=$?; wait $! && exit $it";

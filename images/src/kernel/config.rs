@@ -114,39 +114,35 @@ mod tests {
         assert_eq!(lost, ["CONFIG_A=y (is m)", "CONFIG_C=y (is n)"]);
     }
 
-    /// The options that flavours take back from another fragment.
-    const TAKEN_BACK: [(Flavour, &[&str]); 3] = [
-        (Flavour::Yardstick, &["CONFIG_IO_URING"]),
-        (
-            Flavour::Pvm,
-            &[
-                "CONFIG_PARAVIRT_SPINLOCKS",
-                "CONFIG_SECURITY",
-                "CONFIG_SECURITY_YAMA",
-                "CONFIG_WIREGUARD",
-            ],
-        ),
-        (
-            Flavour::PvmUp,
-            &[
-                "CONFIG_PARAVIRT_SPINLOCKS",
-                "CONFIG_SECURITY",
-                "CONFIG_SECURITY_YAMA",
-                "CONFIG_WIREGUARD",
-                "CONFIG_SMP",
-                "CONFIG_CPUSETS",
-                "CONFIG_NR_CPUS",
-                "CONFIG_LOCALVERSION",
-                "CONFIG_LOG_CPU_MAX_BUF_SHIFT",
-            ],
-        ),
-    ];
+    /// The options that the flavour takes back from another fragment.
+    fn taken_back(flavour: Flavour) -> Vec<&'static str> {
+        const PVM: &[&str] = &[
+            "CONFIG_PARAVIRT_SPINLOCKS",
+            "CONFIG_SECURITY",
+            "CONFIG_SECURITY_YAMA",
+            "CONFIG_WIREGUARD",
+            "CONFIG_HW_RANDOM",
+            "CONFIG_HW_RANDOM_VIRTIO",
+        ];
+        const UP: &[&str] = &[
+            "CONFIG_SMP",
+            "CONFIG_CPUSETS",
+            "CONFIG_NR_CPUS",
+            "CONFIG_LOCALVERSION",
+            "CONFIG_LOG_CPU_MAX_BUF_SHIFT",
+        ];
+        match flavour {
+            Flavour::Hardware => Vec::new(),
+            Flavour::Yardstick => vec!["CONFIG_IO_URING"],
+            Flavour::Pvm => PVM.to_vec(),
+            Flavour::PvmUp => [PVM, UP].concat(),
+        }
+    }
 
     #[test]
     fn no_fragment_sets_an_option_twice() {
         for flavour in Flavour::ALL {
-            let taken_back = TAKEN_BACK.iter().find(|(of, _)| *of == flavour);
-            let taken_back = taken_back.map_or(&[][..], |(_, names)| names);
+            let taken_back = taken_back(flavour);
             let mut seen = BTreeMap::new();
             for (name, value) in flavour.fragments().iter().flat_map(|f| options(f)) {
                 let other = seen.insert(name, value);

@@ -22,6 +22,11 @@ const ALLOWED_EBX: u32 =
 const ALLOWED_EDX: u32 = 1 << 4;
 /// First leaf of the hypervisor range.
 const HYPERVISOR: u32 = 0x4000_0000;
+/// KVM's own features (`Documentation/virt/kvm/x86/cpuid.rst`).
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// In its EAX: asynchronous page faults, also in nested guests, also by interrupt. To
+/// run something else while the host brings a page in takes longer here than to wait.
+const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 
 /// Leaf 1, ECX: PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE,
 /// POPCNT, AES, F16C, RDRAND. A kernel hashes, sums and encrypts with some of
@@ -39,19 +44,24 @@ const REFUSED_FEATURES: u32 = 1 << 1
     | 1 << 29
     | 1 << 30;
 
+/// Leaf 1, ECX: x2APIC, to which Linux changes over in the middle of its boot. The
+/// processors of a guest here are few enough for what it starts with.
+const X2APIC: u32 = 1 << 21;
+
 /// Takes from prepared leaves what a guest must not use.
 pub fn restrict(cpuid: &mut CpuId) {
     cpuid.retain(|entry| entry.function <= HIGHEST_LEAF || entry.function >= HYPERVISOR);
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             0 => entry.eax = entry.eax.min(HIGHEST_LEAF),
-            1 => entry.ecx &= !REFUSED_FEATURES,
+            1 => entry.ecx &= !(REFUSED_FEATURES | X2APIC),
             MORE_FEATURES if entry.index == 0 => {
                 entry.eax = 0;
                 entry.ebx &= ALLOWED_EBX;
                 entry.ecx = 0;
                 entry.edx &= ALLOWED_EDX;
             }
+            KVM_FEATURES => entry.eax &= !ASYNC_PAGE_FAULTS,
             // The standard form only.
             XSAVE if entry.index == 1 => {
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
@@ -209,12 +219,16 @@ mod tests {
             },
             leaf(0x14, 0, 0),
             leaf(0x4000_0000, 0, 0),
+            leaf(0x4000_0001, u32::MAX, 0),
             leaf(0x8000_0001, 0, 0),
         ])
         .unwrap();
         restrict(&mut cpuid);
         let functions: Vec<_> = cpuid.as_slice().iter().map(|e| e.function).collect();
-        assert_eq!(functions, [0, 1, 7, 0xd, 0xd, 0x4000_0000, 0x8000_0001]);
+        assert_eq!(
+            functions,
+            [0, 1, 7, 0xd, 0xd, 0x4000_0000, 0x4000_0001, 0x8000_0001]
+        );
         let seen = cpuid.as_slice();
         assert_eq!(seen[0].eax, 0xd);
         assert_eq!(seen[1].ecx & 1 << 23, 0);
@@ -224,5 +238,6 @@ mod tests {
         assert_eq!((seen[2].eax, seen[2].ecx), (0, 0));
         assert_eq!((seen[3].eax, seen[3].ecx), (0xe7, 0x980));
         assert_eq!((seen[4].eax, seen[4].ecx), (0, 0));
+        assert_eq!(seen[6].eax, !0x4410);
     }
 }
