@@ -6,6 +6,7 @@ mod boot;
 mod compare;
 mod elf;
 mod faults;
+mod forged;
 mod images;
 mod lab;
 mod partition;

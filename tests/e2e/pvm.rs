@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use insula_tests::{Finished, GuestName, Invocation, insula, json, kvm_kind};
 
+use crate::forged::{self, Frame};
 use crate::{elf, vector};
 
 /// One guest at a time: an emulated kernel that gets half a processor falls
@@ -264,6 +265,36 @@ fn on_a_pvm_host_an_instruction_that_nobody_repairs_ends_its_guest_alone() {
         1,
         "something is left of it"
     );
+}
+
+#[test]
+fn on_a_pvm_host_a_forged_page_fault_ends_its_guest_alone() {
+    if !is_pvm_host("forged page faults on PVM") {
+        return;
+    }
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    for (frame, code) in [
+        // It gets where a system call would get it, and resets its machine.
+        (Frame::Perfect, 20),
+        // It goes on in its handler, and has a triple fault.
+        (Frame::OfSupervisor, 21),
+        (Frame::OutsideMemory, 21),
+        (Frame::Unmapped, 21),
+    ] {
+        let kernel = dir.path().join(format!("{frame:?}"));
+        std::fs::write(&kernel, forged::kernel(frame)).unwrap();
+        let guest = GuestName::on("pvm", "forged");
+        let started = on_pvm(&["guest", "start", guest.as_str(), "--memory", "512M"])
+            .args(["--kernel", kernel.to_str().unwrap()])
+            .run();
+        assert_eq!(started.code(), code, "{frame:?}: {started}");
+        assert_eq!(
+            on_pvm(&["guest", "status", guest.as_str()]).run().code(),
+            1,
+            "something is left of {frame:?}"
+        );
+    }
 }
 
 #[test]

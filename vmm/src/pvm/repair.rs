@@ -334,6 +334,12 @@ impl ExitRepair for PvmRepair {
 
     fn debug(&mut self, vcpu: &mut VcpuFd) -> Repair {
         self.counts.debug_exit();
+        // A boot ends with system calls, each of which comes by here.
+        if !self.is_booting.load(Ordering::Relaxed)
+            && let Some(deadline) = self.timer.release()
+        {
+            put_msr(vcpu, timer::MSR_TSC_DEADLINE, deadline);
+        }
         let (regs, sregs) = registers(vcpu);
         if self.is_stepping {
             let set = self.set_breakpoint(vcpu);

@@ -19,6 +19,8 @@ const QUIET_MS: u64 = 1000;
 pub(super) struct BootTimer {
     /// It does not fire before, in the guest's time stamp counter.
     quiet_until: u64,
+    /// What the guest has set it to, where it was given a later deadline.
+    held_back: Option<u64>,
 }
 
 impl BootTimer {
@@ -30,12 +32,20 @@ impl BootTimer {
     pub(super) fn deadline(&mut self, wanted: u64, now: u64, khz: u32) -> u64 {
         if wanted == 0 {
             // The timer is stopped.
+            self.held_back = None;
             return 0;
         }
         if now >= self.quiet_until {
             self.quiet_until = now.saturating_add(QUIET_MS * u64::from(khz));
         }
+        self.held_back = (wanted < self.quiet_until).then_some(wanted);
         wanted.max(self.quiet_until)
+    }
+
+    /// The deadline that the guest believes in, if it was given a later one: once. It
+    /// may be over, and the timer have fired since, which does no harm a second time.
+    pub(super) fn release(&mut self) -> Option<u64> {
+        self.held_back.take()
     }
 }
 
@@ -56,6 +66,20 @@ mod tests {
         assert_eq!(timer.deadline(9_000, 8_000, KHZ), 500 + QUIET);
         let fired = 500 + QUIET;
         assert_eq!(timer.deadline(fired + 9, fired, KHZ), fired + QUIET);
+    }
+
+    #[test]
+    fn what_was_held_back_is_released_once() {
+        let mut timer = BootTimer::default();
+        timer.deadline(1_000, 500, KHZ);
+        timer.deadline(2_000, 600, KHZ);
+        assert_eq!(timer.release(), Some(2_000));
+        assert_eq!(timer.release(), None);
+        timer.deadline(3_000, 700, KHZ);
+        timer.deadline(0, 800, KHZ);
+        assert_eq!(timer.release(), None);
+        timer.deadline(9 * QUIET, 900, KHZ);
+        assert_eq!(timer.release(), None);
     }
 
     #[test]

@@ -168,7 +168,6 @@ fn boot(
     Ok(started?)
 }
 
-/// Says what a kernel that is not ours will take where it is emulated.
 /// The command line of a kernel that is none of ours.
 fn foreign_command_line(kvm: &Kvm) -> String {
     match kvm {
@@ -177,6 +176,7 @@ fn foreign_command_line(kvm: &Kvm) -> String {
     }
 }
 
+/// Says what a kernel that is not ours will take where it is emulated.
 fn warn_of_slow_boot(kvm: &Kvm, output: &Output) {
     if let Kvm::Pvm { insn_per_s } = kvm {
         let seconds = UNTRIMMED_BOOT / (*insn_per_s).max(1);
