@@ -12,7 +12,7 @@ pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// Between two interrupts of the timer while a guest boots, in milliseconds. A boot
 /// waits for nothing but itself, as far as was seen, and no longer than this.
-const QUIET_MS: u64 = 1000;
+const QUIET_MS: u64 = 3000;
 
 /// The timer of one processor.
 #[derive(Debug, Default)]
