@@ -241,12 +241,18 @@ impl PvmRepair {
             .rip
             .wrapping_add(if sregs.cs.l == 1 { 0 } else { sregs.cs.base });
         let mut count = tables.fetch(linear, &mut bytes);
-        if count == 0
-            && let Some(seen) = Refusal::of(vcpu).bytes()
-        {
+        let refusal = Refusal::of(vcpu);
+        let seen = refusal.bytes().unwrap_or_default();
+        if count == 0 {
             // Without paging, say: what KVM has seen.
             count = seen.len().min(MAX_LENGTH);
             bytes[..count].copy_from_slice(&seen[..count]);
+        }
+        let refused = instruction::decode(seen, &regs, &sregs).map_or(1, |seen| seen.length);
+        if is_rewritten(seen, &bytes[..count], refused as usize) {
+            // By another processor, which had an `int3` there meanwhile: this one comes
+            // by again. KVM's #UD is taken back.
+            return resumed(put_exception(vcpu, None), "forget an exception");
         }
         let bytes = &bytes[..count];
         let decoded = instruction::decode(bytes, &regs, &sregs);
@@ -374,6 +380,14 @@ impl ExitRepair for PvmRepair {
     }
 }
 
+/// Whether the instruction of so many bytes that KVM has `seen` is another one `now`.
+fn is_rewritten(seen: &[u8], now: &[u8], length: usize) -> bool {
+    match (seen.get(..length), now.get(..length)) {
+        (Some(seen), Some(now)) => seen != now,
+        _ => false,
+    }
+}
+
 fn resumed(result: Result<(), kvm_ioctls::Error>, what: &str) -> Repair {
     match result {
         Ok(()) => Repair::Resume,
@@ -433,4 +447,19 @@ fn put_exception(vcpu: &VcpuFd, exception: Option<Exception>) -> Result<(), kvm_
     // What a `sti` before it held back may come now.
     events.interrupt.shadow = 0;
     vcpu.set_vcpu_events(&events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_refused_instruction_counts_as_rewritten() {
+        // A jump label whose `int3` is gone again.
+        assert!(is_rewritten(&[0xcc, 0x90, 0xe8], &[0x66, 0x90, 0xe8], 1));
+        assert!(!is_rewritten(&[0xcc, 0x90, 0xe8], &[0xcc, 0x91, 0xe9], 1));
+        // KVM has not looked, or there is nothing to look at.
+        assert!(!is_rewritten(&[], &[0x66], 1));
+        assert!(!is_rewritten(&[0xcc], &[], 1));
+    }
 }
