@@ -13,6 +13,7 @@ mod exception;
 mod extended;
 mod instruction;
 mod paging;
+mod registers;
 mod repair;
 mod syscall;
 mod timer;

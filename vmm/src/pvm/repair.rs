@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, Msrs, kvm_guest_debug,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_msr_entry, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -17,6 +17,7 @@ use super::exception::{Done, Exception, fault};
 use super::extended::ExtendedState;
 use super::instruction::{self, Decoded, MAX_LENGTH, Source, Work};
 use super::paging::{Access, PageTables, WalkError};
+use super::registers::{put_exception, put_msr, put_regs, put_sregs, registers};
 use super::syscall::{self, Entry, FRAME_SIZE, Frame, GATE_SIZE};
 use super::timer::{self, BootTimer};
 use super::xsave::Layout;
@@ -393,60 +394,6 @@ fn resumed(result: Result<(), kvm_ioctls::Error>, what: &str) -> Repair {
         Ok(()) => Repair::Resume,
         Err(error) => Repair::Impossible(format!("KVM refuses to {what}: {error}")),
     }
-}
-
-/// The registers as they were at the exit.
-fn registers(vcpu: &VcpuFd) -> (kvm_regs, kvm_sregs) {
-    let sync = vcpu.sync_regs();
-    let (regs, mut sregs) = (sync.regs, sync.sregs);
-    // KVM sets a bit for an interrupt on its way and clears none in the shared
-    // page: it would come again, and again, with every write of the others.
-    sregs.interrupt_bitmap = [0; 4];
-    let interrupt = sync.events.interrupt;
-    if interrupt.injected != 0 && interrupt.soft == 0 {
-        sregs.interrupt_bitmap[usize::from(interrupt.nr / 64)] |= 1 << (interrupt.nr % 64);
-    }
-    (regs, sregs)
-}
-
-/// Has KVM take these at the next entry.
-fn put_regs(vcpu: &mut VcpuFd, regs: kvm_regs) {
-    vcpu.sync_regs_mut().regs = regs;
-    vcpu.set_sync_dirty_reg(SyncReg::Register);
-}
-
-fn put_sregs(vcpu: &mut VcpuFd, sregs: &kvm_sregs) {
-    vcpu.sync_regs_mut().sregs = *sregs;
-    vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
-}
-
-/// Writes an MSR for the guest; says whether KVM takes the value.
-fn put_msr(vcpu: &VcpuFd, index: u32, data: u64) -> bool {
-    let entry = kvm_msr_entry {
-        index,
-        data,
-        ..kvm_msr_entry::default()
-    };
-    let written = Msrs::from_entries(&[entry])
-        .ok()
-        .and_then(|list| vcpu.set_msrs(&list).ok());
-    written == Some(1)
-}
-
-/// Has the guest take `exception`, in place of the #UD that KVM has for an
-/// instruction that it refuses.
-fn put_exception(vcpu: &VcpuFd, exception: Option<Exception>) -> Result<(), kvm_ioctls::Error> {
-    let mut events: kvm_vcpu_events = vcpu.get_vcpu_events()?;
-    events.exception.pending = 0;
-    events.exception.injected = u8::from(exception.is_some());
-    if let Some(exception) = exception {
-        events.exception.nr = exception.vector;
-        events.exception.has_error_code = u8::from(exception.error_code.is_some());
-        events.exception.error_code = exception.error_code.unwrap_or(0);
-    }
-    // What a `sti` before it held back may come now.
-    events.interrupt.shadow = 0;
-    vcpu.set_vcpu_events(&events)
 }
 
 #[cfg(test)]
